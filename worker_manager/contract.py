@@ -1,0 +1,320 @@
+"""The structs that cross the manager's socket: the only module of this package that the gateway may import.
+
+The gateway sends a numbered `DesiredSet` of `WorkerSpec`s and never any Docker JSON. The manager answers with an
+`ObservedSet`. Both are whole sets, never differences: sending one twice changes nothing, and after a crash of either
+side the next exchange repairs what was lost.
+
+Routes on the manager's Unix socket (JSON bodies, all bounded in time):
+
+    GET    /observed?after=VERSION&wait=SECONDS   ObservedSet, at once if its version differs from VERSION,
+                                                  else as soon as it changes, else after `wait` (long poll)
+    PUT    /desired                               DesiredSet -> Accepted; 409 if a newer generation was accepted before
+    GET    /workers/{id}/log?lines=N              LogTail; 404 unknown
+    POST   /downloads                             DownloadSpec -> Download; the same repository and revision again
+                                                  answers the running one
+    GET    /downloads                             list[Download]
+    DELETE /downloads/{id}                        Download (cancelled); 404 unknown
+    GET    /livez                                 204
+
+Errors are `{"error": {"kind": ..., "message": ..., "hint": ...}}` (see `Refusal`).
+"""
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated, Literal
+
+import msgspec
+
+WORKER_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
+MODEL_PATH_PATTERN = r"^(local/[A-Za-z0-9][\w.-]{0,95}|hub/[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}/[0-9a-f]{7,64})$"
+
+WorkerId = Annotated[str, msgspec.Meta(pattern=WORKER_ID_PATTERN)]
+ModelPath = Annotated[str, msgspec.Meta(pattern=MODEL_PATH_PATTERN, max_length=256)]
+FlagValue = str | int | float | bool
+
+ENGINE_SOCKET = "engine.sock"
+"""Name of an engine's socket inside its own folder below the engines folder: `<engines>/<worker id>/engine.sock`."""
+
+
+class WorkerState(StrEnum):
+    """What a worker is doing. Every state but READY and FAILED has a deadline in the manager."""
+
+    WAITING = "waiting"
+    """Desired, not created yet; `reason` says what for."""
+    CREATING = "creating"
+    LOADING = "loading"
+    READY = "ready"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    """Died; will be started again, `reason` says when."""
+    FAILED = "failed"
+    """Given up after too many deaths, or refused; `failure` says why."""
+
+
+class Residency(StrEnum):
+    """How warm a worker is."""
+
+    HOT = "hot"
+    ASLEEP_1 = "asleep_1"
+    ASLEEP_2 = "asleep_2"
+    GONE = "gone"
+
+
+class FailureKind(StrEnum):
+    """Why a worker could not serve. The gateway shows it on the endpoint's status."""
+
+    REFUSED = "refused"
+    OUT_OF_MEMORY_AT_LOAD = "out_of_memory_at_load"
+    OUT_OF_MEMORY_AT_RUN = "out_of_memory_at_run"
+    KV_CACHE_TOO_SMALL = "kv_cache_too_small"
+    MODEL_MISSING = "model_missing"
+    MODEL_GATED = "model_gated"
+    MODEL_UNSUPPORTED = "model_unsupported"
+    BAD_FLAG = "bad_flag"
+    DRIVER_MISMATCH = "driver_mismatch"
+    SHARED_MEMORY = "shared_memory"
+    IMAGE_MISSING = "image_missing"
+    KILLED = "killed"
+    LOAD_TIMEOUT = "load_timeout"
+    UNREACHABLE = "unreachable"
+    LAUNCH_FAILED = "launch_failed"
+    UNKNOWN = "unknown"
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """A diagnosis in words: what happened, what to do, and the engine's last log lines."""
+
+    kind: FailureKind
+    message: str
+    hint: str
+    log_tail: tuple[str, ...] = ()
+    at: float = 0.0
+    """Unix time, seconds."""
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of an error answer on the manager's socket, under the key `error`."""
+
+    kind: str
+    message: str
+    hint: str = ""
+
+
+class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One worker that should exist. A closed struct: what is not here cannot be asked for.
+
+    `args` holds engine flags by name without the leading dashes; only names in `ENGINE_FLAGS` pass.
+    """
+
+    id: WorkerId
+    endpoint: Annotated[str, msgspec.Meta(max_length=128)]
+    engine: Literal["vllm"] = "vllm"
+    image: Annotated[str, msgspec.Meta(max_length=256)] | None = None
+    """An engine image by name, which must be on the manager's allow-list; None: the manager's default."""
+    model: ModelPath
+    """The weights' folder, relative to the models folder."""
+    served_names: tuple[Annotated[str, msgspec.Meta(max_length=256)], ...]
+    gpus: tuple[Annotated[str, msgspec.Meta(max_length=96)], ...] = ()
+    """GPU UUIDs; empty on a machine that serves from its CPUs."""
+    gpu_memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """MiB promised to this worker on each of its GPUs."""
+    max_model_len: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    args: dict[str, FlagValue] = {}
+
+
+class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All the workers that should exist. A set with a lower generation than the last accepted one is refused."""
+
+    generation: Annotated[int, msgspec.Meta(ge=1)]
+    workers: tuple[WorkerSpec, ...] = ()
+
+
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to a DesiredSet that was taken."""
+
+    manager: str
+    generation: int
+
+
+class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that holds memory on a GPU; `worker` is set where it is one of ours."""
+
+    pid: int
+    memory_mib: int
+    worker: str | None = None
+
+
+class Gpu(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU as NVML shows it; memory in MiB."""
+
+    index: int
+    uuid: str
+    name: str
+    memory_total_mib: int
+    memory_used_mib: int
+    memory_foreign_mib: int = 0
+    """MiB in use that no worker of ours accounts for: other programs, and the driver's own reserve."""
+    users: tuple[GpuUse, ...] = ()
+
+
+class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What this machine has, as the manager sees it; memory and disk in MiB."""
+
+    launcher: Literal["docker", "process"]
+    device: Literal["cuda", "cpu"]
+    gpus: tuple[Gpu, ...] = ()
+    driver: str | None = None
+    memory_total_mib: int = 0
+    memory_available_mib: int = 0
+    models_disk_free_mib: int = 0
+    images: tuple[str, ...] = ()
+    """Engine images on the allow-list that are present on this machine."""
+
+
+class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker that exists, or should and does not yet."""
+
+    spec: WorkerSpec
+    spec_hash: str
+    state: WorkerState
+    residency: Residency
+    since: float
+    """Unix time at which `state` was entered, seconds."""
+    socket: str
+    """The engine's socket, relative to the engines folder."""
+    reason: str = ""
+    restarts: int = 0
+    retry_at: float | None = None
+    """Unix time of the next start, in BACKOFF."""
+    failure: Failure | None = None
+    """The last failure; kept while the worker starts again."""
+
+
+class DownloadState(StrEnum):
+    """What a download is doing."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class DownloadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A repository on the model hub to bring under the models folder."""
+
+    model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")]
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}$")] = "main"
+
+
+class Download(msgspec.Struct, frozen=True, kw_only=True):
+    """One download job; bytes are exact, the total is None until the hub has told it."""
+
+    id: str
+    model: str
+    revision: str
+    state: DownloadState
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    path: str | None = None
+    """Once DONE: the folder relative to the models folder, `hub/ORG/NAME/COMMIT`."""
+    failure: Failure | None = None
+    since: float = 0.0
+
+
+class ObservedSet(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the manager sees. `version` grows with each change; `manager` is new with each start of it."""
+
+    manager: str
+    version: int
+    generation: int
+    """The last DesiredSet this manager took; 0: none since its start, so it removes nothing yet."""
+    workers: tuple[ObservedWorker, ...] = ()
+    host: HostFacts
+    downloads: tuple[Download, ...] = ()
+
+
+class LogTail(msgspec.Struct, frozen=True, kw_only=True):
+    """The last lines of a worker's log, oldest first."""
+
+    worker: str
+    lines: tuple[str, ...]
+
+
+def spec_hash(spec: WorkerSpec) -> str:
+    """What a worker is, without which one it is: two specs that differ only in `id` have the same hash.
+
+    The hash decides whether a running worker still is what its endpoint asks for.
+    """
+    anonymous = msgspec.structs.replace(spec, id="x")
+    return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).hexdigest()[:16]
+
+
+_INT, _FLOAT, _TEXT, _FLAG = "integer", "number", "text", "flag"
+
+ENGINE_FLAGS: dict[str, str] = {
+    "async-scheduling": _FLAG,
+    "block-size": _INT,
+    "calculate-kv-scales": _FLAG,
+    "chat-template-content-format": _TEXT,
+    "cpu-offload-gb": _FLOAT,
+    "data-parallel-size": _INT,
+    "default-chat-template-kwargs": _TEXT,
+    "disable-custom-all-reduce": _FLAG,
+    "disable-sliding-window": _FLAG,
+    "dtype": _TEXT,
+    "enable-auto-tool-choice": _FLAG,
+    "enable-chunked-prefill": _FLAG,
+    "enable-expert-parallel": _FLAG,
+    "enable-prefix-caching": _FLAG,
+    "enable-prompt-tokens-details": _FLAG,
+    "enforce-eager": _FLAG,
+    "generation-config": _TEXT,
+    "hf-overrides": _TEXT,
+    "kv-cache-dtype": _TEXT,
+    "kv-cache-memory-bytes": _INT,
+    "limit-mm-per-prompt": _TEXT,
+    "load-format": _TEXT,
+    "max-logprobs": _INT,
+    "max-num-batched-tokens": _INT,
+    "max-num-seqs": _INT,
+    "max-seq-len-to-capture": _INT,
+    "mm-processor-kwargs": _TEXT,
+    "model-impl": _TEXT,
+    "override-generation-config": _TEXT,
+    "pipeline-parallel-size": _INT,
+    "pooler-config": _TEXT,
+    "quantization": _TEXT,
+    "reasoning-parser": _TEXT,
+    "runner": _TEXT,
+    "convert": _TEXT,
+    "safetensors-load-strategy": _TEXT,
+    "scheduling-policy": _TEXT,
+    "seed": _INT,
+    "speculative-config": _TEXT,
+    "stream-interval": _INT,
+    "swap-space": _FLOAT,
+    "tensor-parallel-size": _INT,
+    "tokenizer-mode": _TEXT,
+    "tool-call-parser": _TEXT,
+}
+"""The engine flags an endpoint may set, with the kind of value each takes.
+
+Absent on purpose: whatever Hostler sets itself (names, sockets, lengths, memory), whatever loads code or files of the
+caller's choice (`trust-remote-code`, `tool-parser-plugin`, `middleware`, `chat-template` as a path, `download-dir`),
+and whatever opens a port or a key.
+"""
+
+
+def flag_problem(name: str, value: FlagValue) -> str | None:
+    """Why this engine flag can't be set, as a sentence; None if it can."""
+    kind = ENGINE_FLAGS.get(name)
+    if kind is None:
+        return f"engine flag {name!r} is not one that an endpoint may set"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = {
+        _FLAG: isinstance(value, bool),
+        _INT: isinstance(value, int) and not isinstance(value, bool),
+        _FLOAT: is_number,
+        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= 4096,
+    }[kind]
+    return None if fits else f"engine flag {name!r} takes a {kind}, not {value!r}"

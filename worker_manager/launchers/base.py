@@ -1,0 +1,89 @@
+"""The launcher's interface: what the supervisor may ask of Docker Engine or of the operating system.
+
+A *unit* is one container or one process group that Hostler started: a worker or a job. Every call is bounded in time
+and raises a `LauncherError` when its time is up; a launcher never waits for ever.
+"""
+
+from collections.abc import AsyncIterator
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from worker_manager.contract import DownloadSpec, WorkerSpec
+
+
+class LauncherError(Exception):
+    """The launcher could not do it; the message says what and why, fit to be shown to the operator."""
+
+
+class UnitKind(StrEnum):
+    """What a unit is for."""
+
+    WORKER = "worker"
+    JOB = "job"
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """One container or process as it is found, running or exited, read back from its labels alone."""
+
+    id: str
+    kind: UnitKind
+    running: bool
+    created_at: float
+    """Unix time, seconds."""
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    """The kernel killed it for the memory limit of its container."""
+    worker: WorkerSpec | None = None
+    download: DownloadSpec | None = None
+    generation: int = 0
+    pids: tuple[int, ...] = ()
+    """Host process ids, where the launcher can tell cheaply; to match NVML's list of users."""
+
+
+class UnitEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something happened to a unit; `id` is empty where everything should be listed again (the feed was cut)."""
+
+    id: str
+    what: str
+
+
+class Launcher(Protocol):
+    """Starts, watches and ends units. Implemented by `docker.DockerLauncher` and `process.ProcessLauncher`."""
+
+    async def list(self) -> list[Unit]:
+        """Every unit of ours, running or exited; never one that another program started."""
+        ...
+
+    async def start_worker(self, spec: WorkerSpec, generation: int) -> None:
+        """Make the worker's socket folder, create and start its unit. Raises `LauncherError`, `PolicyRefusal`."""
+        ...
+
+    async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
+        """Create and start the download job's unit."""
+        ...
+
+    async def stop(self, unit_id: str, grace_seconds: float) -> None:
+        """TERM, then KILL after the grace; returns when it is proven to be gone. The log stays until `remove`."""
+        ...
+
+    async def remove(self, unit_id: str) -> None:
+        """Forget the unit: container and log, socket folder. A unit that is gone already is no error."""
+        ...
+
+    async def log(self, unit_id: str, lines: int) -> tuple[str, ...]:
+        """The last lines the unit printed, oldest first; empty if it is gone."""
+        ...
+
+    def events(self) -> AsyncIterator[UnitEvent]:
+        """What happens to units, as it happens; never ends, and comes back by itself after a cut."""
+        ...
+
+    async def images(self) -> tuple[str, ...]:
+        """Engine images on the allow-list that are present; the engine's command for the process launcher."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the launcher. Units live on."""
+        ...

@@ -1,24 +1,24 @@
 """The gateway's exception tree. Each error knows its HTTP status and its OpenAI body.
 
-    GatewayError
-    ├── BadRequest              400  malformed JSON, missing field, value out of range
-    ├── Unauthorized            401  no credential, or one that is not known
-    ├── Forbidden               403  a known key without the scope or the endpoint
-    ├── NotFound                404  no such path or thing
-    │   └── UnknownModel        404  with near names
-    ├── MethodNotAllowed        405
-    ├── RequestTimeout          408  a request that was begun and never finished
-    ├── Conflict                409  a name that is taken, a change that collides
-    ├── BodyTooLarge            413
-    ├── TooManyRequests         429  limits, full queue
-    ├── HeaderTooLarge          431
-    ├── ClientGone              499  in the log only
-    ├── InternalError           500  our bug
-    ├── EngineBroke             502  the engine died or broke off before the first byte
-    ├── NoWorker                503  no worker in time
-    │   └── EndpointFailed      503  its workers fail; the message says why
-    ├── ManagerUnavailable      503  the worker manager does not answer
-    └── EngineTooSlow           504
+GatewayError
+├── BadRequest              400  malformed JSON, missing field, value out of range
+├── Unauthorized            401  no credential, or one that is not known
+├── Forbidden               403  a known key without the scope or the endpoint
+├── NotFound                404  no such path or thing
+│   └── UnknownModel        404  with near names
+├── MethodNotAllowed        405
+├── RequestTimeout          408  a request that was begun and never finished
+├── Conflict                409  a name that is taken, a change that collides
+├── BodyTooLarge            413
+├── TooManyRequests         429  limits, full queue
+├── HeaderTooLarge          431
+├── ClientGone              499  in the log only
+├── InternalError           500  our bug
+├── EngineBroke             502  the engine died or broke off before the first byte
+├── NoWorker                503  no worker in time
+│   └── EndpointFailed      503  its workers fail; the message says why
+├── ManagerUnavailable      503  the worker manager does not answer
+└── EngineTooSlow           504
 """
 
 from typing import Any, ClassVar

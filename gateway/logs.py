@@ -30,7 +30,9 @@ def set_up(level: str, form: Literal["json", "console"]) -> None:
         redact,
     ]
     renderer: Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(

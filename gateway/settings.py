@@ -115,5 +115,9 @@ def _check(settings: Settings) -> None:
             require(field.name, getattr(settings, field.name) > 0, "must be greater than 0 seconds")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
-    require("run", longest <= SOCKET_PATH_LIMIT, f"is too deep a folder for Unix sockets ({longest} bytes, at most "
-            f"{SOCKET_PATH_LIMIT}): choose a shorter one, such as /run/hostler")
+    require(
+        "run",
+        longest <= SOCKET_PATH_LIMIT,
+        f"is too deep a folder for Unix sockets ({longest} bytes, at most "
+        f"{SOCKET_PATH_LIMIT}): choose a shorter one, such as /run/hostler",
+    )

@@ -70,6 +70,7 @@ class FailureKind(StrEnum):
     MODEL_MISSING = "model_missing"
     MODEL_GATED = "model_gated"
     MODEL_UNSUPPORTED = "model_unsupported"
+    MODEL_UNREADABLE = "model_unreadable"
     BAD_FLAG = "bad_flag"
     DRIVER_MISMATCH = "driver_mismatch"
     SHARED_MEMORY = "shared_memory"
@@ -78,6 +79,8 @@ class FailureKind(StrEnum):
     LOAD_TIMEOUT = "load_timeout"
     UNREACHABLE = "unreachable"
     LAUNCH_FAILED = "launch_failed"
+    DISK_FULL = "disk_full"
+    OFFLINE = "offline"
     UNKNOWN = "unknown"
 
 
@@ -254,7 +257,6 @@ _INT, _FLOAT, _TEXT, _FLAG = "integer", "number", "text", "flag"
 ENGINE_FLAGS: dict[str, str] = {
     "async-scheduling": _FLAG,
     "block-size": _INT,
-    "calculate-kv-scales": _FLAG,
     "chat-template-content-format": _TEXT,
     "cpu-offload-gb": _FLOAT,
     "data-parallel-size": _INT,
@@ -277,7 +279,6 @@ ENGINE_FLAGS: dict[str, str] = {
     "max-logprobs": _INT,
     "max-num-batched-tokens": _INT,
     "max-num-seqs": _INT,
-    "max-seq-len-to-capture": _INT,
     "mm-processor-kwargs": _TEXT,
     "model-impl": _TEXT,
     "override-generation-config": _TEXT,
@@ -292,7 +293,6 @@ ENGINE_FLAGS: dict[str, str] = {
     "seed": _INT,
     "speculative-config": _TEXT,
     "stream-interval": _INT,
-    "swap-space": _FLOAT,
     "tensor-parallel-size": _INT,
     "tokenizer-mode": _TEXT,
     "tool-call-parser": _TEXT,

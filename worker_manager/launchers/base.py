@@ -14,7 +14,20 @@ from worker_manager.contract import DownloadSpec, WorkerSpec
 
 
 class LauncherError(Exception):
-    """The launcher could not do it; the message says what and why, fit to be shown to the operator."""
+    """The launcher could not do it; the message says what and why, fit to be shown to the operator.
+
+        LauncherError
+        ├── LauncherUnavailableError
+        └── ImageMissingError
+    """
+
+
+class LauncherUnavailableError(LauncherError):
+    """The launcher itself does not answer (Docker Engine gone or hung); the unit is not to blame."""
+
+
+class ImageMissingError(LauncherError):
+    """The image, or the engine's program, is not on this machine."""
 
 
 class UnitKind(StrEnum):

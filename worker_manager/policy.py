@@ -36,12 +36,14 @@ CPU_SHM_GIB = 1.0
 LOG_ROTATION = {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}}
 OOM_SCORE = 500
 """Where the machine runs out of memory, the kernel ends an engine before the gateway or the manager."""
+WITH_GROUP_ACCESS = ("/bin/sh", "-c", 'umask 007 && exec "$@"', "sh")
+"""Before the image's own entry point: the engine's socket must be open to the group, where manager and gateway are."""
 JOB_MEMORY_BYTES = 2 * GIB
 JOB_PIDS = 256
 
 
-class PolicyRefusal(Exception):  # noqa: N818 - a refusal is an answer, the word says it
-    """This spec may not run here; `message` says why and `hint` what would do."""
+class PolicyRefusal(Exception):
+    """A spec that may not run here; `message` says why and `hint` what would do."""
 
     def __init__(self, message: str, hint: str = "", kind: FailureKind = FailureKind.REFUSED) -> None:
         super().__init__(message)
@@ -167,9 +169,14 @@ def check_model_folder(spec: WorkerSpec, resolved: str | None) -> str:
 
 
 def container_body(
-    spec: WorkerSpec, context: PolicyContext, *, resolved_model: str | None, generation: int
+    spec: WorkerSpec,
+    context: PolicyContext,
+    *,
+    resolved_model: str | None,
+    generation: int,
+    entrypoint: tuple[str, ...] = ("vllm", "serve"),
 ) -> dict[str, Any]:
-    """The body for `POST /containers/create`. Raises `PolicyRefusal`."""
+    """The body for `POST /containers/create`. `entrypoint` is the image's own. Raises `PolicyRefusal`."""
     image = image_of(spec, context.images)
     check_spec(spec, context.gpu_totals_mib, context.device)
     model = check_model_folder(spec, resolved_model)
@@ -197,6 +204,7 @@ def container_body(
     ]
     return {
         "Image": image,
+        "Entrypoint": [*WITH_GROUP_ACCESS, *entrypoint],
         "Cmd": list(arguments),
         "Env": _env_list(env),
         "User": f"{context.uid}:{context.gid}",

@@ -123,6 +123,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     load_seconds: float
 
 
+class Scene(msgspec.Struct, frozen=True, kw_only=True):
+    """What a decision about one worker depends on besides the worker. `free` is MiB by GPU UUID."""
+
+    free: dict[str, int]
+    limits: Limits
+    now: float
+
+
 def reconcile(
     desired: DesiredSet | None,
     tracked: Mapping[str, Tracked],
@@ -150,7 +158,7 @@ def reconcile(
         elif worker not in wanted:
             action = _unwanted(worker, unit)
         else:
-            action = _desired(wanted[worker], known, unit, free, limits, now)
+            action = _desired(wanted[worker], known, unit, Scene(free=free, limits=limits, now=now))
         if isinstance(action, Start):
             _reserve(free, action.spec)
         if action is not None:
@@ -172,19 +180,19 @@ def _unwanted(worker: str, unit: Unit | None) -> Action:
     return Forget(worker) if unit is None else Stop(worker, "no longer desired")
 
 
-def _desired(
-    spec: WorkerSpec, known: Tracked | None, unit: Unit | None, free: dict[str, int], limits: Limits, now: float
-) -> Action | None:
+def _desired(spec: WorkerSpec, known: Tracked | None, unit: Unit | None, scene: Scene) -> Action | None:
     if known is None:
         # a unit without a readable description can't be adopted: it goes, and the worker comes anew
         return Stop(spec.id, "its description can't be read") if unit is not None else Track(spec.id, spec)
     if known.spec_hash != spec_hash(spec):
         return Stop(spec.id, "its description changed") if unit is not None else Track(spec.id, spec)
     if unit is None:
-        return _without_unit(spec, known, free, now)
+        return _without_unit(spec, known, scene.free, scene.now)
+    if unit.never_started:
+        return Stop(spec.id, "its start was not finished")
     if not unit.running:
         return Collect(spec.id, None, unit)
-    return _with_running_unit(spec, known, unit, limits, now)
+    return _with_running_unit(spec, known, unit, scene.limits, scene.now)
 
 
 def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, limits: Limits, now: float) -> Action | None:

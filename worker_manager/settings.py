@@ -1,7 +1,7 @@
 """Every setting of the worker manager: one frozen struct, read once from the environment at start.
 
-Each field `x` is the environment variable `HOSTLER_X`; only `hf_token` and `hf_endpoint` keep the model hub's own names,
-`HF_TOKEN` and `HF_ENDPOINT`. A value that does not fit raises `SettingsError` with a sentence.
+Each field `x` is the environment variable `HOSTLER_X`; only `hf_token` and `hf_endpoint` keep the model hub's own
+names, `HF_TOKEN` and `HF_ENDPOINT`. A value that does not fit raises `SettingsError` with a sentence.
 """
 
 import math

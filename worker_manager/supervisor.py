@@ -172,7 +172,7 @@ class Supervisor:
 
     async def _pass(self) -> None:
         busy = set(self._actions)  # what is under way while we list may be seen half done
-        units = await self._launcher.list()
+        units = await self._launcher.units()
         self._on_units(units)
         self._units = {unit.id: unit for unit in units if unit.kind is UnitKind.WORKER}
         before, self.gpus = self.gpus, await self._read_gpus(self._units)

@@ -131,7 +131,9 @@ class Demand:
             failed = self._failed(name)
             if failed is not None and queue.waiters and not self._has_other_hope(name):
                 failure, since = failed
-                too_old = [waiter for waiter in queue.waiters if waiter.since <= since or now - since < RETRY_FAILED_SECONDS]
+                too_old = [
+                    waiter for waiter in queue.waiters if waiter.since <= since or now - since < RETRY_FAILED_SECONDS
+                ]
                 for waiter in too_old:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
 

@@ -214,11 +214,16 @@ class Scheduler:
                 last_used=_last_used(slot, worker.since),
                 draining=worker.spec.id in self._draining,
             )
-        if self._sent is not None and self._taken_by == observed.manager and observed.generation < self._sent.generation:
+        if (
+            self._sent is not None
+            and self._taken_by == observed.manager
+            and observed.generation < self._sent.generation
+        ):
             # asked for and not yet seen: it holds its promise already
             for spec in self._sent.workers:
                 known.setdefault(
-                    spec.id, KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock())
+                    spec.id,
+                    KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock()),
                 )
         return list(known.values())
 

@@ -74,7 +74,8 @@ RULES = (
         FailureKind.DRIVER_MISMATCH,
         r"driver version is insufficient|NVIDIA driver on your system is too old|"
         r"no kernel image is available for execution|CUDA driver version|Failed to initialize NVML|"
-        r"No CUDA GPUs are available|Found no NVIDIA driver|Driver/library version mismatch|unsatisfied condition: cuda",
+        r"No CUDA GPUs are available|Found no NVIDIA driver|Driver/library version mismatch|"
+        r"unsatisfied condition: cuda",
         "the GPU driver and the engine's image do not fit together, or the engine sees no GPU",
         "update the NVIDIA driver, or name an older engine image in HOSTLER_ENGINE_IMAGE; "
         "after a driver update restart the machine",

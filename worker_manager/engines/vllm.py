@@ -97,5 +97,3 @@ def environment(
 def _parallel_by_choice(spec: WorkerSpec) -> bool:
     """Whether the endpoint itself says how its GPUs work together."""
     return any(name in spec.args for name in ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"))
-
-

@@ -18,7 +18,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import msgspec
-import structlog
 
 from worker_manager import policy
 from worker_manager.contract import ENGINE_SOCKET, DownloadSpec, WorkerSpec
@@ -30,13 +29,12 @@ from worker_manager.settings import Settings
 
 KILL_SECONDS = 10.0
 """How long the kernel may take to end a killed group."""
-WATCH_SECONDS = 1.0
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
 KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_HOME", "SSL_CERT_FILE", "TMPDIR")
 """What an engine inherits of the manager's environment; everything else is named, so that no secret gets in."""
-NO_DESCRIPTION = "its unit file can't be read"
-
-logger = structlog.get_logger()
+PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
+GATE = 'read -r go && [ "$go" = go ] && exec "$@" </dev/null'
+"""What a child runs first: it waits for a word on its stdin, and ends if the manager dies without having said it."""
 
 
 class UnitFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +58,7 @@ class ProcessLauncher:
         self,
         settings: Settings,
         *,
-        device: str,
+        device: Callable[[], str],
         environ: Mapping[str, str],
         gpu_totals: Callable[[], Mapping[str, int]],
         job_command: Callable[[DownloadSpec, str], tuple[str, ...]],
@@ -81,17 +79,17 @@ class ProcessLauncher:
         for folder in (self._units, self._logs, settings.engines):
             folder.mkdir(parents=True, exist_ok=True, mode=0o770)
 
-    async def list(self) -> list[Unit]:
+    async def units(self) -> list[Unit]:
         """Every unit of ours; a file that can't be read is a stopped unit without description."""
-        files = await asyncio.to_thread(self._read_all)
-        return [self._unit(name, file) for name, file in files]
+        found = await asyncio.to_thread(self._read_all)
+        return [self._unit(name, file, pids) for name, file, pids in found]
 
     async def start_worker(self, spec: WorkerSpec, generation: int) -> None:
         """Start the engine. Raises `PolicyRefusal`, `LauncherError`."""
         if spec.image is not None:
             raise policy.PolicyRefusal("this machine serves without containers, so an image can't be chosen")
         totals = self._gpu_totals()
-        policy.check_spec(spec, totals, self._device)
+        policy.check_spec(spec, totals, self._device())
         resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
         model = policy.check_model_folder(spec, resolved)
         folder = self._settings.engines / spec.id
@@ -129,7 +127,12 @@ class ProcessLauncher:
             download=spec,
         )
         command = (sys.executable, *self._job_command(spec, str(self._settings.models)))
-        await asyncio.to_thread(self._spawn, unit, command, self._inherited() | dict(self._job_env))
+        home = {
+            "PYTHONPATH": PACKAGE_FOLDER,
+            "HOME": str(self._settings.run),
+            "HF_HOME": str(self._settings.run / "hub"),
+        }
+        await asyncio.to_thread(self._spawn, unit, command, self._inherited() | home | dict(self._job_env))
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:
         """TERM to the group, KILL after the grace; returns when no process of it is left."""
@@ -171,32 +174,30 @@ class ProcessLauncher:
             loop.remove_reader(descriptor)
             os.close(descriptor)
         self._watched.clear()
+        for child in self._children.values():
+            child.returncode = child.returncode or 0  # or Popen would complain that its process outlives it
 
     # starting
 
     def _spawn(self, unit: UnitFile, command: tuple[str, ...], env: Mapping[str, str]) -> None:
         """Start the process and write its file; a crash between the two would leave a process nobody knows.
 
-        Hence the child waits at a gate (a pipe) until its file is on disk, and ends by itself if the manager dies
-        before that.
+        Hence the child waits at a gate until its file is on disk.
         """
         if (known := self._read(unit.id)) is not None and processes.is_alive(known.pid, known.started):
             return
         if shutil.which(command[0], path=env.get("PATH")) is None:
             raise ImageMissingError(f"the engine's program {command[0]!r} was not found; set HOSTLER_VLLM_COMMAND")
-        gate = ("/bin/sh", "-c", 'read -r go <&3 && [ "$go" = go ] && exec 3<&- && exec "$@"', "sh")
         reading, writing = os.pipe()
         try:
             with self._log(unit.id).open("ab") as log:
                 child = subprocess.Popen(  # noqa: S603 - the command is a setting plus checked words
-                    ("/bin/sh", "-c", f'exec 3<&{reading}; shift; exec "$@"', "sh", "gate", *gate, *command),
-                    stdin=subprocess.DEVNULL,
+                    ("/bin/sh", "-c", GATE, "sh", *command),
+                    stdin=reading,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     env=dict(env),
-                    cwd=self._settings.run,
                     start_new_session=True,
-                    pass_fds=(reading,),
                 )
             started = processes.start_time(child.pid) or 0
             self._write(msgspec.structs.replace(unit, pid=child.pid, started=started))
@@ -216,10 +217,10 @@ class ProcessLauncher:
             spec,
             home=str(home),
             cpu_kv_cache_gib=self._settings.cpu_kv_cache_gib,
-            device=self._device,
+            device=self._device(),
             extra=self._settings.engine_env,
         )
-        if self._device == "cuda":
+        if self._device() == "cuda":
             values["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
         return self._inherited() | values
 
@@ -248,10 +249,17 @@ class ProcessLauncher:
             return None
         return unit if unit.id == unit_id and unit.instance == self._settings.instance else None
 
-    def _read_all(self) -> list[tuple[str, UnitFile | None]]:
+    def _read_all(self) -> list[tuple[str, UnitFile | None, tuple[int, ...]]]:
+        """Name, file and process ids of each unit; only GPU workers' ids are looked up, nobody asks for others'."""
         for path in self._logs.glob("*.log"):
             trim(path, LOG_LIMIT_BYTES)
-        return [(path.stem, self._read(path.stem)) for path in sorted(self._units.glob("*.json"))]
+        found = []
+        for path in sorted(self._units.glob("*.json")):
+            file = self._read(path.stem)
+            on_gpu = file is not None and file.worker is not None and bool(file.worker.gpus)
+            pids = processes.members(processes.group_of(file.pid, file.started)) if file and on_gpu else ()
+            found.append((path.stem, file, pids))
+        return found
 
     def _remove(self, unit_id: str) -> None:
         shutil.rmtree(self._settings.engines / unit_id, ignore_errors=True)
@@ -261,14 +269,13 @@ class ProcessLauncher:
 
     # watching
 
-    def _unit(self, name: str, file: UnitFile | None) -> Unit:
+    def _unit(self, name: str, file: UnitFile | None, pids: tuple[int, ...]) -> Unit:
         if file is None:
             return Unit(id=name, kind=UnitKind.WORKER, running=False, created_at=0.0)
         self._reap(file)
         running = processes.is_alive(file.pid, file.started)
         if running:
             self._watch(file)
-        group = processes.group_of(file.pid, file.started) if running else None
         return Unit(
             id=file.id,
             kind=file.kind,
@@ -278,7 +285,7 @@ class ProcessLauncher:
             worker=file.worker,
             download=file.download,
             generation=file.generation,
-            pids=processes.members(group) if group is not None else (),
+            pids=pids,
         )
 
     def _reap(self, file: UnitFile) -> None:

@@ -252,6 +252,9 @@ def spec_hash(spec: WorkerSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).hexdigest()[:16]
 
 
+FLAG_TEXT_MAX = 4096
+"""Most characters of an engine flag's text."""
+
 _INT, _FLOAT, _TEXT, _FLAG = "integer", "number", "text", "flag"
 
 ENGINE_FLAGS: dict[str, str] = {
@@ -315,6 +318,6 @@ def flag_problem(name: str, value: FlagValue) -> str | None:
         _FLAG: isinstance(value, bool),
         _INT: isinstance(value, int) and not isinstance(value, bool),
         _FLOAT: is_number,
-        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= 4096,
+        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= FLAG_TEXT_MAX,
     }[kind]
     return None if fits else f"engine flag {name!r} takes a {kind}, not {value!r}"

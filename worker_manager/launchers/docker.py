@@ -212,7 +212,8 @@ class DockerLauncher:
 
     def _find_place(self, client: APIClient) -> Place:
         settings = self._settings
-        if not host_paths.is_container():
+        inspected = _inspect_self(client)
+        if inspected is None:
             uid, gid = (os.geteuid(), os.getegid()) if os.geteuid() else (10001, 10001)
             models = str(settings.models.resolve())
             return Place(
@@ -223,7 +224,6 @@ class DockerLauncher:
                 uid=uid,
                 gid=gid,
             )
-        inspected = _inspect_self(client)
         mounts = host_paths.own_mounts(inspected)
         return Place(
             models=host_paths.on_host(str(settings.models), mounts),
@@ -479,12 +479,13 @@ def _entrypoint(client: Any, image: str) -> tuple[str, ...]:
     return tuple(client.inspect_image(image)["Config"].get("Entrypoint") or ())
 
 
-def _inspect_self(client: APIClient) -> dict[str, Any]:
+def _inspect_self(client: APIClient) -> dict[str, Any] | None:
+    """The manager's own container; None where this Docker Engine has none such, so that our paths are its host's."""
     for own_id in host_paths.own_ids():
         with contextlib.suppress(NotFound):
             inspected: dict[str, Any] = client.inspect_container(own_id)
             return inspected
-    raise LauncherError("the manager runs in a container that this Docker Engine does not know; mount its own socket")
+    return None
 
 
 def _image_names(client: APIClient) -> set[str]:

@@ -9,7 +9,6 @@ import msgspec
 
 from worker_manager.launchers.base import LauncherError
 
-CONTAINER_MARK = Path("/.dockerenv")
 HOSTNAME = Path("/etc/hostname")
 MOUNTINFO = Path("/proc/self/mountinfo")
 CONTAINER_ID = re.compile(r"/containers/([0-9a-f]{64})/")
@@ -21,11 +20,6 @@ class OwnMount(msgspec.Struct, frozen=True):
 
     destination: str
     source: str
-
-
-def is_container() -> bool:
-    """Whether this process runs in a container of Docker's."""
-    return CONTAINER_MARK.exists()
 
 
 def own_ids() -> list[str]:

@@ -108,7 +108,8 @@ def _hub_status(status: int, model: str) -> DownloadError:
 
 def _offline(error: Exception) -> HubOfflineError:
     if isinstance(error, OfflineModeIsEnabled):
-        return HubOfflineError("HF_HUB_OFFLINE forbids to ask the hub", "Unset HF_HUB_OFFLINE, or copy the model by hand.")
+        hint = "Unset HF_HUB_OFFLINE, or copy the model by hand."
+        return HubOfflineError("HF_HUB_OFFLINE forbids to ask the hub", hint)
     hint = (
         "Check this machine's network, its proxy, and HF_ENDPOINT. Without any network, copy the model to "
         "local/NAME below the models folder. What was fetched is kept."

@@ -34,8 +34,8 @@ def choose(files: Iterable[HubFile]) -> tuple[HubFile, ...]:
     """The files to fetch, small ones first.
 
     Weights as safetensors, or as .bin where there are none; configs, tokenizers and templates. Never code, never the
-    same weights twice. Raises `ModelMissingError` if there are no weights, `DownloadError` on a name that would lead out
-    of its folder.
+    same weights twice. Raises `ModelMissingError` if there are no weights, `DownloadError` on a name that would lead
+    out of its folder.
     """
     listed = tuple(files)
     for file in listed:

@@ -42,6 +42,8 @@ WORLD_READABLE = 0o022
 MODEL = re.compile(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")
 REVISION = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}$")
 
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
 logger = logging.getLogger("worker_manager.jobs.download")
 
 
@@ -154,18 +156,25 @@ def run(order: Order) -> int:
     try:
         check_order(order)
         download(order, stop)
-    except Exception as error:  # the task's root: whatever it was, the manager must hear of it
-        logger.exception("the download of %s at %s failed", order.model, order.revision)
-        failure = diagnose(error, order.model, order.revision)
-        tell("failed", kind=failure.kind, message=str(failure), hint=failure.hint)
+    except Exception as error:  # noqa: BLE001 - the task's root: whatever it was, the manager must hear of it
+        _tell_failure(order, error)
         return 1
     return 0
+
+
+def _tell_failure(order: Order, error: Exception) -> None:
+    failure = diagnose(error, order.model, order.revision)
+    # a traceback helps only where the words don't
+    cause = error if failure.kind == DownloadError.kind else None
+    logger.error("%s at %s: %s (%s)", order.model, order.revision, failure, failure.kind, exc_info=cause)
+    tell("failed", kind=failure.kind, message=str(failure), hint=failure.hint)
 
 
 def main() -> NoReturn:
     """Run and leave at once: a thread that still waits for the hub must not hold the process."""
     order = parse_arguments()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # warnings and worse: a line for each request would push the events out of a log's tail
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format=LOG_FORMAT)
     os.umask(WORLD_READABLE)
     status = run(order)
     logging.shutdown()

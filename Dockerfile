@@ -17,7 +17,8 @@ FROM base AS build
 RUN python3 -m venv --without-pip /opt/hostler/venv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # Bytecode is made here once (unchecked-hash: never compared with the source's date): the root file system is read-only.
-ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash"
+# faker comes with Litestar for its test helpers, is big, and is never imported.
+ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash -x /site-packages/faker/"
 
 FROM build AS gateway-build
 COPY requirements/gateway.txt /tmp/requirements.txt

@@ -71,3 +71,11 @@ def add_missing(name: str, value: str) -> None:
     """Append a line unless .env or the shell has the variable already."""
     if not settings().get(name):
         add(name, value)
+
+
+def models_folder() -> Path:
+    """The models folder, made if it is missing: made by you it is yours, made by Docker it would be root's."""
+    folder = ROOT / (settings().get("HOSTLER_MODELS") or "models")
+    for name in ("local", "hub"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return folder

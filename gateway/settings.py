@@ -95,7 +95,7 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _convert(name: str, text: str, kind: object) -> object:
     try:
-        return msgspec.convert(text, kind, strict=False, dec_hook=lambda target, value: target(value))  # type: ignore[call-overload]
+        return msgspec.convert(text, kind, strict=False, dec_hook=lambda target, value: target(value))
     except (msgspec.ValidationError, ValueError) as problem:
         shown = "" if name == "admin_key" else f" {text!r}"
         raise SettingsError(f"{PREFIX}{name.upper()}{shown} cannot be used: {problem}") from None

@@ -1,1 +1,1 @@
-"""What `scripts/up`, `down`, `test` and `measure` share. Standard library only: they run before anything is installed."""
+"""What the scripts share. Standard library only: they run before anything is installed."""

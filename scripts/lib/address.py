@@ -67,14 +67,14 @@ def call(method: str, path: str, body: dict[str, Any] | None = None, seconds: fl
         return 0, None
 
 
-def _decode(data: bytes) -> Any:  # noqa: ANN401 - JSON
+def _decode(data: bytes) -> Any:
     try:
         return json.loads(data)
     except ValueError:
         return data.decode(errors="replace")
 
 
-def message(body: Any) -> str:  # noqa: ANN401 - JSON
+def message(body: Any) -> str:
     """What an error body says."""
     try:
         return str(body["error"]["message"])

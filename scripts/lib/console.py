@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 """The checkout."""
 
 
-class Problem(Exception):  # noqa: N818 - it is told to a person, who reads a sentence and not a class name
+class Problem(Exception):
     """What went wrong and what to do about it, in a sentence or two. The script prints it and exits 1."""
 
 

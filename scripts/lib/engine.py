@@ -31,8 +31,10 @@ def ensure(*, gpu: bool, build: bool) -> bool:
         pulled = True
     if not pulled:
         more = "" if gpu else "; scripts/up --install-engine builds the CPU image here instead"
-        warn(f"the engine image {name} is not on this machine and could not be pulled. Hostler starts, "
-             f"but no model can until it is here: docker pull {name}{more}")
+        warn(
+            f"the engine image {name} is not on this machine and could not be pulled. Hostler starts, "
+            f"but no model can until it is here: docker pull {name}{more}"
+        )
     return pulled
 
 

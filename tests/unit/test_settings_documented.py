@@ -1,4 +1,4 @@
-"""Every setting stands in .env.example, in docs/configure.md and in compose.yaml, under its name and with its default."""
+"""Every setting stands in .env.example, docs/configure.md and compose.yaml, by its name and with its default."""
 
 import re
 from pathlib import Path

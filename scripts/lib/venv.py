@@ -59,7 +59,7 @@ def _make(folder: Path, python: str) -> None:
 
 
 def _pip(python: Path, words: list[str], what: str) -> None:
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    quiet = ["-qq", "--disable-pip-version-check", "--no-input"]
     do([str(python), "-m", "pip", *words, *quiet], what)
 
 

@@ -33,7 +33,7 @@ class EngineArguments:
 def known_flags() -> dict[str, str]:
     """Every option by name without dashes, with what it takes: "value", "many" or "flag"."""
     lines = FLAGS_FILE.read_text().splitlines()
-    return {name: kind for name, kind in (line.split() for line in lines if not line.startswith("#"))}
+    return dict(line.split(maxsplit=1) for line in lines if not line.startswith("#"))
 
 
 def parse(arguments: list[str]) -> EngineArguments:

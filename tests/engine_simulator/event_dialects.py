@@ -52,7 +52,7 @@ class ResponsesDialect:
         return self.response("incomplete" if reason == "length" else "completed", words)
 
     def response(self, status: str, words: list[str] | None) -> dict[str, Any]:
-        """The response object in some state; `words` is None as long as nothing is final."""
+        """Give the response object in some state; `words` is None as long as nothing is final."""
         usage = {
             "input_tokens": self._prompt_tokens,
             "input_tokens_details": {"cached_tokens": self._cached_tokens},

@@ -17,13 +17,13 @@ class EngineStartError(Exception):
 
 TRACEBACKS = {
     "oom": (
-        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64 GiB"
-        " of which 1.12 GiB is free. Including non-PyTorch memory, this process has 22.50 GiB memory in use."
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.64"
+        " GiB of which 1.12 GiB is free. Including non-PyTorch memory, this process has 22.50 GiB memory in use."
     ),
     "kv_cache": (
-        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when initializing"
-        " the engine (this flag also controls CPU memory reservation on the CPU backend, despite its name). See "
-        "https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
+        "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when"
+        " initializing the engine (this flag also controls CPU memory reservation on the CPU backend, despite its name)."
+        " See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
     ),
     "kv_cache_too_small": (
         "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is "
@@ -32,8 +32,8 @@ TRACEBACKS = {
         "`max_model_len` when initializing the engine."
     ),
     "free_memory": (
-        "ValueError: Free memory on device cuda:0 (3.5/23.64 GiB) on startup is less than desired GPU memory utilization"
-        " (0.92, 21.75 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+        "ValueError: Free memory on device cuda:0 (3.5/23.64 GiB) on startup is less than desired GPU memory"
+        " utilization (0.92, 21.75 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
     ),
     "missing_model": (
         "OSError: Can't load the configuration of '/models/x'. If you were trying to load it from "
@@ -53,16 +53,16 @@ TRACEBACKS = {
         "meta-llama/Llama-3.1-8B-Instruct is restricted. You must have access to it and be authenticated to access it."
     ),
     "driver": (
-        "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver "
-        "by downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+        "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU"
+        " driver by downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
     ),
     "shared_memory": (
         "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)\nError while creating "
         "shared memory segment /dev/shm/nccl-xIg4Nh (size 9637888), error: No space left on device (28)"
     ),
     "sleep_unsupported": (
-        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, Sleep mode is "
-        "not supported on current platform. [type=value_error, input_value=ArgsKwargs(...), input_type=ArgsKwargs]"
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, Sleep mode"
+        " is not supported on current platform. [type=value_error, input_value=ArgsKwargs(...), input_type=ArgsKwargs]"
     ),
 }
 """`bad_flag` is told apart by its exit status 2, `unknown` has no words that anyone could know."""

@@ -30,7 +30,7 @@ class Dialect(Protocol):
         ...
 
     def whole(self, words: list[str], reason: str) -> Any:
-        """The answer to a request that does not stream, as a JSON value."""
+        """Give the answer to a request that does not stream, as a JSON value."""
         ...
 
 
@@ -97,7 +97,8 @@ class Generation:
         due = count if not self._interval else min(count, 1 + int((now - self._first_due) / self._interval + 1e-6))
         if due >= self._halt_at:
             self._send_up_to(self._halt_at, now)
-            return self._halt(now)
+            self._halt(now)
+            return None
         if due >= count:
             events = self._events_up_to(count, now) + self._last_events(self._reason)
             self._finish(self._reason, now)

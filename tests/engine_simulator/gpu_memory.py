@@ -84,8 +84,8 @@ class GpuMemory:
         # vLLM checks the share even where the KV size is given exactly
         if total * share > free:
             raise EngineStartError(
-                f"ValueError: Free memory on device cuda:{position} ({_gib(free)}/{_gib(total)} GiB) on startup is less "
-                f"than desired GPU memory utilization ({share}, {_gib(total * share)} GiB). Decrease GPU memory "
+                f"ValueError: Free memory on device cuda:{position} ({_gib(free)}/{_gib(total)} GiB) on startup is"
+                f" less than desired GPU memory utilization ({share}, {_gib(total * share)} GiB). Decrease GPU memory "
                 "utilization or reduce GPU memory used by other processes."
             )
         if wanted > free:

@@ -67,7 +67,7 @@ class ChatDialect(_Completions):
         return finish + self._usage_event(len(words))
 
     def whole(self, words: list[str], reason: str) -> Any:
-        message = {
+        message: dict[str, Any] = {
             "role": "assistant",
             "content": "".join(words),
             "refusal": None,

@@ -54,5 +54,5 @@ class Pacer:
                 due = item.step(now)
                 if due is not None:
                     self.add(item, due)
-        if self._order and (self._timer is None or self._order[0] < self._timer_slot):
+        if self._order:
             self._arm(self._order[0])

@@ -95,7 +95,7 @@ def rerank(engine: Engine, connection: Connection, request: Request) -> None:
     documents = body["documents"]
 
     def answer(pairs: list[bytes]) -> dict[str, Any]:
-        results = [
+        results: list[dict[str, Any]] = [
             {
                 "index": index,
                 "document": {"text": document, "multi_modal": None},
@@ -103,7 +103,7 @@ def rerank(engine: Engine, connection: Connection, request: Request) -> None:
             }
             for index, (document, pair) in enumerate(zip(documents, pairs, strict=True))
         ]
-        results.sort(key=lambda result: -float(result["relevance_score"]))
+        results.sort(key=lambda result: -result["relevance_score"])
         return {"id": f"rerank-{uuid.uuid4().hex}", "results": results[: body.get("top_n") or None]}
 
     query = text.prompt_bytes(body["query"])
@@ -128,7 +128,7 @@ def classify(engine: Engine, connection: Connection, request: Request) -> None:
         data = []
         for index, item in enumerate(inputs):
             first = _score(item, engine)
-            label = CLASSES[0] if first >= 0.5 else CLASSES[1]  # noqa: PLR2004 - one half of two classes
+            label = CLASSES[0] if first >= 0.5 else CLASSES[1]
             probs = [first, round(1 - first, 6)]
             data.append({"index": index, "label": label, "probs": probs, "num_classes": len(CLASSES)})
         return {"id": f"classify-{uuid.uuid4().hex}", "object": "list", "data": data}

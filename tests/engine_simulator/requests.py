@@ -70,9 +70,9 @@ def token_limit(engine: Engine, asked: Any, prompt_tokens: int) -> int:
     if prompt_tokens + (asked or 1) > longest:
         raise RequestError(
             400,
-            f"This model's maximum context length is {longest} tokens. However, you requested {asked or 1} output tokens "
-            f"and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + (asked or 1)} tokens."
-            " Please reduce the length of the input prompt or the number of requested output tokens.",
+            f"This model's maximum context length is {longest} tokens. However, you requested {asked or 1} output"
+            f" tokens and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + (asked or 1)}"
+            " tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
             param="input_tokens",
         )
     return int(asked) if asked else longest - prompt_tokens

@@ -61,22 +61,21 @@ class Router:
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Answer one request, now or later."""
-        route = self._route(request.path)
         paths = self._engine.paths
         paths[request.path] = paths.get(request.path, 0) + 1
         try:
-            if route is None:
-                raise RequestError(404, "Not Found", "Not Found")
-            handler = route.get(request.method)
-            if handler is None:
-                raise RequestError(405, "Method Not Allowed", "Method Not Allowed")
-            handler(self._engine, connection, request)
+            self._handler(request)(self._engine, connection, request)
         except RequestError as error:
             connection.answer_json(error.body(request.path), error.status)
 
-    def _route(self, path: str) -> dict[str, Handler] | None:
-        route = self._routes.get(path)
-        if route is None and path.startswith("/v1/responses/"):
-            ending = "/cancel" if path.endswith("/cancel") else ""
+    def _handler(self, request: Request) -> Handler:
+        route = self._routes.get(request.path)
+        if route is None and request.path.startswith("/v1/responses/"):
+            ending = "/cancel" if request.path.endswith("/cancel") else ""
             route = self._routes["/v1/responses/{id}" + ending]
-        return route
+        if route is None:
+            raise RequestError(404, "Not Found", "Not Found")
+        handler = route.get(request.method)
+        if handler is None:
+            raise RequestError(405, "Method Not Allowed", "Method Not Allowed")
+        return handler

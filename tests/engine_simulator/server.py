@@ -94,7 +94,7 @@ async def _drain(engine: Engine, connections: set[Connection], seconds: float) -
     deadline = time.monotonic() + seconds
     for connection in list(connections):
         connection.drain()
-    while engine.live and time.monotonic() < deadline:
+    while engine.live and time.monotonic() < deadline:  # noqa: ASYNC110 - many may end at once
         await asyncio.sleep(DRAIN_POLL_SECONDS)
     engine.end_all()
     await asyncio.sleep(0)
@@ -136,9 +136,9 @@ def _report(engine: Engine, simulation: Simulation, seconds: float) -> None:
     if tokens < longest:
         needed = longest * simulation.kv_kib_per_token / MIB_PER_GIB / 1024
         raise failures.EngineStartError(
-            f"ValueError: To serve at least one request with the models's max seq len ({longest}), ({needed:.2f} GiB KV "
-            f"cache is needed, which is larger than the available KV cache memory ({kv_mib / MIB_PER_GIB:.2f} GiB). "
-            f"Based on the available memory, the estimated maximum model length is {tokens}. Try increasing "
+            f"ValueError: To serve at least one request with the models's max seq len ({longest}), ({needed:.2f} GiB"
+            f" KV cache is needed, which is larger than the available KV cache memory ({kv_mib / MIB_PER_GIB:.2f}"
+            f" GiB). Based on the available memory, the estimated maximum model length is {tokens}. Try increasing "
             "`gpu_memory_utilization` or decreasing `max_model_len` when initializing the engine."
         )
     _log("kv_cache_utils.py:2327", f"GPU KV cache size: {tokens:,} tokens, Maximum concurrency for {longest:,} tokens "

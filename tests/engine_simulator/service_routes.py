@@ -30,7 +30,7 @@ def metrics(engine: Engine, connection: Connection, _request: Request) -> None:
 
 
 def models(engine: Engine, connection: Connection, _request: Request) -> None:
-    cards = [
+    cards: list[dict[str, Any]] = [
         {
             "id": name,
             "object": "model",
@@ -69,7 +69,7 @@ def sleep(engine: Engine, connection: Connection, request: Request) -> None:
 
 
 def wake_up(engine: Engine, connection: Connection, request: Request) -> None:
-    """Takes the memory again; `tags=weights` alone leaves the engine asleep until `tags=kv_cache`."""
+    """Take the memory again; `tags=weights` alone leaves the engine asleep until `tags=kv_cache`."""
     tags = parse_qs(request.query).get("tags")
     simulation = engine.simulation
     awake = tags is None or "kv_cache" in tags

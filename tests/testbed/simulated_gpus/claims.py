@@ -1,6 +1,6 @@
 """The folder behind a simulated GPU host: cards in `host.json`, held memory in `claims/`.
 
-A process that holds GPU memory keeps `claims/NAME.json` = {"uuid", "memory_mib", "pid"} and an exclusive flock on it for
+A process that holds GPU memory keeps `claims/NAME.json` = {"uuid", "memory_mib", "pid"} and an exclusive flock on it
 as long as it lives, so that memory comes back however it dies. A claim that nobody locks is dead. Checking and claiming
 is one step, under a flock on `host.json`. The stub libnvidia-ml.so.1 reads the same folder.
 """

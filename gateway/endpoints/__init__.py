@@ -1,0 +1,1 @@
+"""What users register: endpoints, the rules they must keep, and the models they name."""

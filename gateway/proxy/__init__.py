@@ -1,0 +1,1 @@
+"""The hot path: one request from its first byte to its last."""

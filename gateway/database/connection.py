@@ -1,0 +1,87 @@
+"""The one connection to the database file: WAL, synchronous=FULL, every write in BEGIN IMMEDIATE.
+
+One process and one connection take away SQLite's busy errors and the condition of its WAL-reset bug (fixed in 3.51.3):
+no second connection ever checkpoints.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiosqlite
+
+from gateway.database.migrate import migrate
+
+FILE_NAME = "hostler.db"
+
+
+class Database:
+    """An open database. Every method is bounded by SQLite itself: there is nobody to wait for."""
+
+    def __init__(self, connection: aiosqlite.Connection, path: Path) -> None:
+        self._connection = connection
+        self._writing = asyncio.Lock()
+        self.path = path
+
+    @classmethod
+    async def open(cls, folder: Path) -> "Database":
+        """Open `folder/hostler.db`, make it if there is none, and bring its schema up to date.
+
+        Raises OSError where the folder can't be made, `MigrationError` or sqlite3.DatabaseError where the file
+        can't be used.
+        """
+        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything is served
+        path = folder / FILE_NAME
+        connection = await aiosqlite.connect(path, isolation_level=None)
+        try:
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
+                await connection.execute(f"PRAGMA {pragma}")
+            await migrate(connection)
+        except BaseException:
+            # an aiosqlite connection left open keeps the whole process from ending
+            await connection.close()
+            raise
+        return cls(connection, path)
+
+    async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator["Transaction"]:
+        """A write transaction; it is rolled back if the block raises. Nobody else writes meanwhile."""
+        async with self._writing:
+            await self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield Transaction(self._connection)
+            except BaseException:
+                await self._connection.execute("ROLLBACK")
+                raise
+            await self._connection.execute("COMMIT")
+
+    async def ping(self) -> None:
+        """Raise sqlite3.Error if the database can't be read."""
+        await self.rows("SELECT count(*) FROM sqlite_schema")
+
+    async def close(self) -> None:
+        """Finish and close. Must be called, or the process lives on."""
+        await self._connection.close()
+
+
+class Transaction:
+    """What may be done inside `Database.transaction`."""
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> int:
+        """Run one statement; the number of rows it changed. Raises sqlite3.IntegrityError."""
+        cursor = await self._connection.execute(sql, tuple(parameters))
+        return cursor.rowcount
+
+
+IntegrityError = sqlite3.IntegrityError
+DatabaseError = sqlite3.Error

@@ -1,0 +1,80 @@
+"""The models folder as the gateway reads it: which models are there, and whether a folder is a model at all."""
+
+import json
+import re
+from pathlib import Path
+
+from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.errors import BadRequest
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
+COMMIT = re.compile(r"[0-9a-f]{7,64}")
+CONFIG_LIMIT = 4 * 1024 * 1024
+"""Bytes; a larger config.json is not one."""
+
+
+class ModelsFolder:
+    """Looks into the models folder; never writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def find(self, spec: EndpointSpec) -> ModelFacts | None:
+        """The files of an endpoint's model; None if a hub model has not been downloaded yet.
+
+        Raises BadRequest where a local folder is missing or is no model.
+        """
+        if spec.is_local():
+            return self._local(spec.model)
+        return self._hub(spec.model, spec.revision or "main")
+
+    def _local(self, model: str) -> ModelFacts:
+        name = model.removeprefix("local/")
+        folder = self._folder / "local" / name
+        if not folder.is_dir():
+            there = self._local_names()
+            known = f"; there is {', '.join(there)}" if there else "; the folder local/ holds none yet"
+            raise BadRequest(
+                f"There is no folder '{model}' under the models folder{known}. Copy the model there, or name a hub "
+                "repository",
+                param="model",
+            )
+        return self._facts(model, folder)
+
+    def _local_names(self) -> list[str]:
+        try:
+            return sorted(f"local/{item.name}" for item in (self._folder / "local").iterdir() if item.is_dir())[:20]
+        except OSError:
+            return []
+
+    def _hub(self, model: str, revision: str) -> ModelFacts | None:
+        if COMMIT.fullmatch(revision) and (self._folder / "hub" / model / revision).is_dir():
+            reference = revision
+        else:
+            try:
+                reference = (self._folder / "hub" / model / "refs" / revision.replace("/", "--")).read_text().strip()
+            except OSError:
+                return None
+        if not COMMIT.fullmatch(reference):
+            return None
+        path = f"hub/{model}/{reference}"
+        folder = self._folder / path
+        return self._facts(path, folder) if folder.is_dir() else None
+
+    def _facts(self, path: str, folder: Path) -> ModelFacts:
+        config = folder / "config.json"
+        try:
+            if config.stat().st_size > CONFIG_LIMIT:
+                raise ValueError("too large")
+            if not isinstance(json.loads(config.read_bytes()), dict):
+                raise TypeError("not an object")
+        except FileNotFoundError:
+            raise BadRequest(
+                f"The folder '{path}' has no config.json, so it is not a model an engine can load: copy the whole "
+                "repository, not only its weights",
+                param="model",
+            ) from None
+        except (OSError, ValueError, TypeError) as problem:
+            raise BadRequest(f"The config.json of '{path}' cannot be read ({problem})", param="model") from None
+        weights = sum(item.stat().st_size for item in folder.iterdir() if item.suffix in WEIGHT_SUFFIXES)
+        return ModelFacts(path=path, weights_mib=-(-weights // 2**20))

@@ -1,0 +1,144 @@
+"""All endpoints in memory, by every name they answer to; the only writer of the endpoint store."""
+
+import time
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.endpoints.models import ModelsFolder
+from gateway.endpoints.rules import check, settle
+from gateway.endpoints.store import EndpointStore
+from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
+from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
+from worker_manager.contract import HostFacts
+
+log = structlog.get_logger(__name__)
+
+
+class Registry:
+    """Creates, changes, finds and deletes endpoints. Every change is checked, then stored, then visible."""
+
+    def __init__(
+        self,
+        store: EndpointStore,
+        models: ModelsFolder,
+        margin_mib: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._margin_mib = margin_mib
+        self._clock = clock
+        self._endpoints: dict[str, Endpoint] = {}
+        self._names: dict[str, str] = {}
+
+    async def load(self) -> None:
+        """Read all endpoints from the store; one that can't be read is logged and left alone."""
+        good, bad = await self._store.all()
+        for name, problem in bad.items():
+            log.error("endpoint unreadable", endpoint=name, problem=problem)
+        self._endpoints = {endpoint.spec.name: endpoint for endpoint in good}
+        self._index()
+
+    def _index(self) -> None:
+        self._names = {alias: name for name, endpoint in self._endpoints.items() for alias in endpoint.spec.aliases}
+        self._names |= {name: name for name in self._endpoints}
+
+    def all(self) -> list[Endpoint]:
+        """Every endpoint, by name."""
+        return [self._endpoints[name] for name in sorted(self._endpoints)]
+
+    def get(self, name: str) -> Endpoint:
+        """The endpoint with exactly this name. Raises NotFound with near names."""
+        found = self._endpoints.get(name)
+        if found is None:
+            raise NotFound(f"There is no endpoint '{name}'{near_names(name, self._endpoints)}")
+        return found
+
+    def resolve(self, model: str, allowed: Callable[[str], bool]) -> EndpointSpec:
+        """The endpoint that a request means by `model`. Raises UnknownModel with names near it that the key may see.
+
+        An endpoint the key may not use is answered as one that does not exist: its name is nobody's business.
+        """
+        name = self._names.get(model)
+        if name is None or not allowed(name):
+            visible = [known for known, owner in self._names.items() if allowed(owner)]
+            raise UnknownModel(f"There is no model '{model}'{near_names(model, visible)}", param="model")
+        return self._endpoints[name].spec
+
+    def facts(self, spec: EndpointSpec) -> ModelFacts | None:
+        """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
+        return self._models.find(spec)
+
+    def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
+        """A new endpoint's spec with what depends on the machine filled in. Raises BadRequest, Conflict."""
+        for name in spec.names():
+            self._require_free(name, owner=None)
+        spec = settle(spec, host)
+        check(spec, host, self.facts(spec), self._margin_mib)
+        return spec
+
+    async def add(self, spec: EndpointSpec) -> Endpoint:
+        """Store a new endpoint that was checked. Raises Conflict; then nothing has changed."""
+        now = self._clock()
+        endpoint = Endpoint(spec=spec, created_at=now, updated_at=now)
+        await self._store.add(endpoint)
+        self._keep(endpoint)
+        return endpoint
+
+    def _keep(self, endpoint: Endpoint) -> None:
+        self._endpoints[endpoint.spec.name] = endpoint
+        self._index()
+
+    def _require_free(self, name: str, owner: str | None) -> None:
+        taken = self._names.get(name)
+        if taken is not None and taken != owner:
+            what = "an endpoint" if taken == name else f"an alias of the endpoint '{taken}'"
+            raise Conflict(
+                f"The name '{name}' is taken by {what}: PATCH that one, or choose another name", param="name"
+            )
+
+    def merged(self, name: str, patch: dict[str, Any], host: HostFacts) -> EndpointSpec:
+        """An endpoint's spec after a partial change. Raises NotFound, BadRequest, Conflict."""
+        old = self.get(name)
+        if patch.get("name", name) != name:
+            raise BadRequest("An endpoint cannot be renamed: make a new one, or add an alias", param="name")
+        try:
+            spec = settle(msgspec.convert(msgspec.to_builtins(old.spec) | patch, EndpointSpec), host)
+        except msgspec.ValidationError as problem:
+            raise BadRequest(f"The change does not fit: {problem}") from None
+        for alias in spec.aliases:
+            self._require_free(alias, owner=name)
+        check(spec, host, self.facts(spec), self._margin_mib)
+        return spec
+
+    async def replace(self, spec: EndpointSpec) -> Endpoint:
+        """Store the changed spec of an endpoint. Raises NotFound if it was deleted meanwhile."""
+        old = self.get(spec.name)
+        endpoint = Endpoint(spec=spec, created_at=old.created_at, updated_at=self._clock())
+        await self._store.update(endpoint)
+        self._keep(endpoint)
+        return endpoint
+
+    async def remove(self, name: str) -> Endpoint:
+        """Delete an endpoint. Raises NotFound."""
+        endpoint = self.get(name)
+        await self._store.remove(name)
+        del self._endpoints[name]
+        self._index()
+        return endpoint
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence that names what the caller may have meant."""
+    known = sorted(known)
+    if not known:
+        return ": none is registered yet; make one with POST /api/endpoints"
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return f". Did you mean {' or '.join(f'{one!r}' for one in near)}?"
+    shown = ", ".join(f"{one!r}" for one in known[:10])
+    return f". There is: {shown}{', …' if len(known) > 10 else ''}"  # noqa: PLR2004 - as many as fit a sentence

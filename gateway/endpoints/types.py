@@ -1,0 +1,61 @@
+"""The shape of an endpoint as users write it (API.md, Endpoints)."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from worker_manager.contract import FlagValue
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$"
+MODEL_PATTERN = r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$"
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
+    """One model under one name: how many workers it may have, how each is sized."""
+
+    name: Name
+    model: Annotated[str, msgspec.Meta(pattern=MODEL_PATTERN)]
+    """`local/NAME`, a folder under the models folder, or a hub repository `ORG/NAME`."""
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}$")] | None = None
+    engine: Literal["vllm"] = "vllm"
+    gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    """GPUs of one worker; None: one where the machine has any, else none (the CPUs serve)."""
+    gpu_memory_gib: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """GiB on each GPU for one worker; None: the whole card less the margin."""
+    max_model_len: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    engine_args: dict[str, FlagValue] = {}
+    min_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    max_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    per_worker: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
+    """Requests in flight that one worker gets; more wait in the gateway or, up to max_workers, start another."""
+    idle_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900
+    priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
+    aliases: tuple[Name, ...] = ()
+    labels: dict[str, str] = {}
+
+    def is_local(self) -> bool:
+        """Whether the model is a folder of the user's own."""
+        return self.model.startswith("local/")
+
+    def names(self) -> tuple[str, ...]:
+        """Every name a request may call this endpoint by, its own first."""
+        return (self.name, *self.aliases)
+
+
+class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gateway knows of a model's files."""
+
+    path: str
+    """The folder relative to the models folder, as the manager wants it."""
+    weights_mib: int
+    """MiB of all weight files."""
+
+
+class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """A registered endpoint; times are Unix seconds."""
+
+    spec: EndpointSpec
+    created_at: float
+    updated_at: float

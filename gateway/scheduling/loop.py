@@ -1,0 +1,251 @@
+"""The loop that runs the planner whenever something changes, and keeps gateway and manager of one mind.
+
+Two tasks: one watches the manager by long poll, the other plans and sends the desired set. Either survives the other
+side's death: the desired set is whole, so sending it again repairs everything.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from gateway.errors import ManagerUnavailable
+from gateway.manager import ManagerClient, ManagerRefused
+from gateway.scheduling.demand import Demand, Slot
+from gateway.scheduling.memory import cards
+from gateway.scheduling.planner import plan
+from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
+from worker_manager.contract import (
+    DesiredSet,
+    HostFacts,
+    ObservedSet,
+    WorkerSpec,
+    WorkerState,
+)
+
+log = structlog.get_logger(__name__)
+
+POLL_SECONDS = 20.0
+RETRY_SECONDS = 0.5
+BREATH_SECONDS = 0.02
+"""Between two plans, so that a burst of requests is planned for once."""
+TICK_SECONDS = 1.0
+"""The longest time between two looks, so that nothing depends on a single event arriving."""
+
+
+class Catalogue(Protocol):
+    """What the scheduler has to know of the endpoints."""
+
+    def wanted(self) -> tuple[WantedEndpoint, ...]:
+        """Every endpoint with its template; demand is filled in by the scheduler."""
+        ...
+
+    def host_promises(self) -> dict[str, int]:
+        """MiB of host memory by model path, for workers on the CPUs."""
+        ...
+
+
+class Scheduler:
+    """Owns the desired set and the last observed one."""
+
+    def __init__(
+        self,
+        manager: ManagerClient,
+        demand: Demand,
+        catalogue: Catalogue,
+        gpu_margin_mib: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._manager = manager
+        self._demand = demand
+        self._catalogue = catalogue
+        self._margin_mib = gpu_margin_mib
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sent: DesiredSet | None = None
+        self._taken_by = ""
+        self._draining: frozenset[str] = frozenset()
+        self._shown: dict[str, str] = {}
+        self.observed: ObservedSet | None = None
+        self.connected = False
+        self.last_plan: Plan | None = None
+        demand.changed = self._wake.set
+
+    def start(self) -> None:
+        """Begin to watch and to plan."""
+        self._tasks = [asyncio.create_task(self._watch(), name="watch"), asyncio.create_task(self._run(), name="plan")]
+
+    async def stop(self) -> None:
+        """Stop planning; engines live on."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def look_again(self) -> None:
+        """Something the planner reads has changed."""
+        self._wake.set()
+
+    def host(self) -> HostFacts:
+        """What the machine has. Raises ManagerUnavailable while the manager has never been seen."""
+        if self.observed is None:
+            raise ManagerUnavailable(
+                "The worker manager has not answered since the gateway's start, so nothing is known of this machine yet: "
+                "is it running? See `docker compose ps` or run/logs/worker_manager.log",
+                retry_after=5,
+            )
+        return self.observed.host
+
+    def traffic(self, worker_id: str) -> dict[str, object]:
+        """What the gateway knows of a worker beside what the manager sees."""
+        slot = self._demand.slots.get(worker_id)
+        return {"in_flight": slot.in_flight if slot else 0, "draining": worker_id in self._draining}
+
+    # watching the manager
+
+    async def _watch(self) -> None:
+        after = -1
+        while True:
+            try:
+                observed = await self._manager.observed(after, POLL_SECONDS)
+            except (ManagerUnavailable, ManagerRefused, ValueError) as problem:
+                self._lost(problem)
+                after = -1
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            after = observed.version
+            self._take(observed)
+
+    def _lost(self, problem: Exception) -> None:
+        if self.connected:
+            log.warning("worker manager lost", problem=str(problem))
+        self.connected = False
+
+    def _take(self, observed: ObservedSet) -> None:
+        if not self.connected:
+            log.info("worker manager found", manager=observed.manager, workers=len(observed.workers))
+        self.connected = True
+        self.observed = observed
+        self._demand.set_workers(observed.workers)
+        self._show(observed)
+        self._wake.set()
+
+    def _show(self, observed: ObservedSet) -> None:
+        states = {worker.spec.id: worker.state.value for worker in observed.workers}
+        for worker in observed.workers:
+            if self._shown.get(worker.spec.id) != worker.state:
+                log.info(
+                    "worker",
+                    worker=worker.spec.id,
+                    endpoint=worker.spec.endpoint,
+                    state=worker.state.value,
+                    reason=worker.reason or None,
+                    failure=worker.failure.kind.value if worker.failure else None,
+                )
+        for gone in self._shown.keys() - states.keys():
+            log.info("worker", worker=gone, state="gone")
+        self._shown = states
+
+    # planning
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                wait = await self._step()
+            except Exception:  # a bug in one plan must not end all planning
+                log.exception("planning failed")
+                wait = TICK_SECONDS
+            await asyncio.sleep(min(wait, BREATH_SECONDS))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._wake.wait()
+
+    async def _step(self) -> float:
+        self._wake.clear()
+        self._demand.tick()
+        if self.observed is None:
+            return TICK_SECONDS
+        decided = plan(self.situation(self.observed))
+        self.last_plan = decided
+        self._draining = decided.draining
+        self._demand.set_draining(decided.draining)
+        try:
+            await self._send(decided.desired, self.observed)
+        except ManagerUnavailable as problem:
+            self._lost(problem)
+            return RETRY_SECONDS
+        except ManagerRefused as problem:
+            log.warning("desired set refused", problem=str(problem), status=problem.status)
+            return TICK_SECONDS
+        if decided.wake_at is None:
+            return TICK_SECONDS
+        return min(TICK_SECONDS, max(0.01, decided.wake_at - self._clock()))
+
+    def situation(self, observed: ObservedSet) -> Situation:
+        """Everything the planner may know, this instant."""
+        return Situation(
+            now=self._clock(),
+            endpoints=tuple(self._with_demand(endpoint) for endpoint in self._catalogue.wanted()),
+            workers=tuple(self._known(observed)),
+            cards=cards(observed.host, self._margin_mib, HOST_MEMORY),
+            host_promises=self._catalogue.host_promises(),
+        )
+
+    def _with_demand(self, endpoint: WantedEndpoint) -> WantedEndpoint:
+        queue = self._demand.queues.get(endpoint.name)
+        if queue is None:
+            return endpoint
+        return _replace(
+            endpoint,
+            in_flight=self._demand.in_flight(endpoint.name),
+            waiting=len(queue.waiters),
+            waiting_since=queue.waiters[0].since if queue.waiters else None,
+            warm_until=queue.warm_until,
+        )
+
+    def _known(self, observed: ObservedSet) -> list[KnownWorker]:
+        known = {}
+        for worker in observed.workers:
+            slot = self._demand.slots.get(worker.spec.id)
+            known[worker.spec.id] = KnownWorker(
+                spec=worker.spec,
+                state=worker.state,
+                since=worker.since,
+                in_flight=slot.in_flight if slot else 0,
+                last_used=_last_used(slot, worker.since),
+                draining=worker.spec.id in self._draining,
+            )
+        if (
+            self._sent is not None
+            and self._taken_by == observed.manager
+            and observed.generation < self._sent.generation
+        ):
+            # asked for and not yet seen: it holds its promise already
+            for spec in self._sent.workers:
+                known.setdefault(
+                    spec.id,
+                    KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock()),
+                )
+        return list(known.values())
+
+    async def _send(self, desired: tuple[WorkerSpec, ...], observed: ObservedSet) -> None:
+        """Send the desired set if it differs from what this very manager has taken."""
+        sent = self._sent
+        if sent is not None and sent.workers == desired and self._taken_by == observed.manager:
+            return
+        generation = max(observed.generation, sent.generation if sent else 0) + 1
+        fresh = DesiredSet(generation=generation, workers=desired)
+        accepted = await self._manager.set_desired(fresh)
+        self._sent, self._taken_by = fresh, accepted.manager
+
+
+def _last_used(slot: Slot | None, since: float) -> float:
+    return max(slot.last_used, 0.0) if slot else since
+
+
+def _replace(endpoint: WantedEndpoint, **changes: object) -> WantedEndpoint:
+    return msgspec.structs.replace(endpoint, **changes)

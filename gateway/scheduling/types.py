@@ -1,0 +1,103 @@
+"""The planner's input and output: plain structs, MiB and Unix seconds throughout."""
+
+from enum import StrEnum
+
+import msgspec
+
+from worker_manager.contract import WorkerSpec, WorkerState
+
+HOST_MEMORY = "host"
+"""The name under which the machine's own memory is a card, for workers that run on the CPUs."""
+
+RETRY_FAILED_SECONDS = 30.0
+"""For so long after a failure requests are refused with the reason; the next one after that starts a new try."""
+
+
+class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """An endpoint and what is asked of it this instant."""
+
+    name: str
+    template: WorkerSpec | None
+    """What each of its workers looks like, without id and GPUs; None while its model is not here (see `blocked`)."""
+    blocked: str = ""
+    gpus: int = 0
+    promise_mib: int = 0
+    """MiB promised to a worker on each card; with `whole_card` the least it needs."""
+    whole_card: bool = False
+    """Take all that is free of cards on which nothing else was promised."""
+    min_workers: int = 0
+    max_workers: int = 1
+    per_worker: int = 32
+    idle_seconds: float = 900
+    priority: int = 0
+    stopped: bool = False
+    warm_until: float | None = None
+    """Keep at least one worker until then (somebody asked for a start)."""
+    in_flight: int = 0
+    """Requests on workers that are not draining."""
+    waiting: int = 0
+    waiting_since: float | None = None
+
+
+class KnownWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that exists or was asked for, and what it is doing."""
+
+    spec: WorkerSpec
+    state: WorkerState
+    since: float
+    in_flight: int = 0
+    last_used: float = 0.0
+    """When its last request ended, or when it became ready."""
+    draining: bool = False
+
+    def is_leaving(self) -> bool:
+        """Whether it will go: drained by us, or being stopped by the manager."""
+        return self.draining or self.state is WorkerState.STOPPING
+
+    def holds_memory(self) -> bool:
+        """Whether its promise counts: every state but FAILED, in which nothing runs."""
+        return self.state is not WorkerState.FAILED
+
+
+class Situation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the planner may know."""
+
+    now: float
+    endpoints: tuple[WantedEndpoint, ...]
+    workers: tuple[KnownWorker, ...]
+    cards: dict[str, int]
+    """MiB that may be promised, by GPU UUID and for `HOST_MEMORY`: total less margin less what other programs hold."""
+    host_promises: dict[str, int] = {}
+    """MiB of host memory that a worker of this model path needs when it runs on the CPUs."""
+    default_host_promise_mib: int = 4096
+    starvation_seconds: float = 60
+    minimum_residency_seconds: float = 10
+
+
+class Verb(StrEnum):
+    """What was decided."""
+
+    START = "start"
+    DRAIN = "drain"
+    WAIT = "wait"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One decision and its reason, with the numbers in it."""
+
+    verb: Verb
+    endpoint: str
+    worker: str | None
+    reason: str
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The planner's whole output."""
+
+    desired: tuple[WorkerSpec, ...]
+    """Every worker that should exist, by id."""
+    draining: frozenset[str]
+    """Those of them that get no further request."""
+    decisions: tuple[Decision, ...]
+    wake_at: float | None
+    """When to plan again even if nothing happens; Unix seconds."""

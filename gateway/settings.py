@@ -1,0 +1,123 @@
+"""Every setting of the gateway: one frozen struct, read once from the environment. Nothing else reads `os.environ`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+PREFIX = "HOSTLER_"
+SOCKET_PATH_LIMIT = 107
+"""Bytes that fit into a Unix socket's address on Linux (sun_path less its final zero)."""
+
+
+class SettingsError(ValueError):
+    """A setting is missing or unusable; the message names it and says what to write."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The gateway's settings. The variable of a field is its name in capitals behind HOSTLER_."""
+
+    admin_key: str
+    """The first admin key. `scripts/up` writes one into .env. At least 16 characters."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Inside the container compose sets 0.0.0.0 and publishes on the host's loopback only."""
+    port: int = 8000
+    """TCP port to listen on."""
+    data: Path = Path("data")
+    """Folder of the database."""
+    models: Path = Path("models")
+    """Models folder: local/NAME is yours, hub/ORG/NAME/COMMIT comes from downloads. Read, never written."""
+    run: Path = Path("run")
+    """Folder of the Unix sockets: manager/manager.sock and engines/WORKER/engine.sock."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log line that is written."""
+    log_format: Literal["json", "console"] = "json"
+    """json for machines, console for a terminal."""
+    max_body_mib: int = 64
+    """Largest request body, MiB (images and audio travel in it)."""
+    max_header_kib: int = 64
+    """Largest request header, KiB in all."""
+    header_seconds: float = 10
+    """Seconds within which a request's header must be complete."""
+    body_seconds: float = 60
+    """Seconds of silence after which a half-sent request body is given up."""
+    keep_alive_seconds: float = 75
+    """Seconds an idle client connection is kept."""
+    drain_seconds: float = 30
+    """At stop: seconds that running requests have to finish."""
+    queue_seconds: float = 600
+    """Seconds a request may wait for a worker before 503; `x-hostler-timeout` shortens it."""
+    max_waiting: int = 1000
+    """Requests that may wait for one endpoint; one more is answered 429."""
+    stream_grace_seconds: float = 3
+    """Seconds after which a waiting stream gets its headers and heartbeats, instead of silence."""
+    heartbeat_seconds: float = 10
+    """Seconds between heartbeats (SSE comments) to a stream that waits for its worker."""
+    connect_seconds: float = 5
+    """Seconds to connect to an engine's socket."""
+    first_byte_seconds: float = 600
+    """Seconds an engine has for the first byte of its answer before 504."""
+    stall_seconds: float = 300
+    """Seconds of silence after which a running stream counts as broken."""
+    gpu_margin_mib: int = 512
+    """MiB of each GPU that are never promised to a worker."""
+
+    def manager_socket(self) -> Path:
+        """Where the worker manager listens."""
+        return self.run / "manager" / "manager.sock"
+
+    def engines_folder(self) -> Path:
+        """Folder that holds one folder a worker, each with the engine's socket."""
+        return self.run / "engines"
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings out of an environment. An empty variable counts as unset.
+
+    Raises SettingsError for a missing key, a value of the wrong kind, or one out of range.
+    """
+    raw = {name: environ.get(PREFIX + name.upper(), "").strip() for name in Settings.__struct_fields__}
+    given = {name: value for name, value in raw.items() if value}
+    if "admin_key" not in given:
+        raise SettingsError(
+            "HOSTLER_ADMIN_KEY is not set: run scripts/up, which writes one into .env, or set it yourself "
+            "to 16 or more random characters"
+        )
+    values: dict[str, object] = {}
+    for field in msgspec.structs.fields(Settings):
+        if field.name in given:
+            values[field.name] = _convert(field.name, given[field.name], field.type)
+    settings = Settings(**values)  # type: ignore[arg-type]  # each value was converted to its field's type above
+    _check(settings)
+    return settings
+
+
+def _convert(name: str, text: str, kind: object) -> object:
+    try:
+        return msgspec.convert(text, kind, strict=False, dec_hook=lambda target, value: target(value))
+    except (msgspec.ValidationError, ValueError) as problem:
+        shown = "" if name == "admin_key" else f" {text!r}"
+        raise SettingsError(f"{PREFIX}{name.upper()}{shown} cannot be used: {problem}") from None
+
+
+def _check(settings: Settings) -> None:
+    def require(name: str, fine: bool, what: str) -> None:  # noqa: FBT001 - the condition is the point
+        if not fine:
+            raise SettingsError(f"{PREFIX}{name.upper()} {what}")
+
+    require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
+    require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
+    for name in ("max_body_mib", "max_header_kib", "max_waiting"):
+        require(name, getattr(settings, name) > 0, "must be greater than 0")
+    for field in msgspec.structs.fields(Settings):
+        if field.name.endswith("_seconds"):
+            require(field.name, getattr(settings, field.name) > 0, "must be greater than 0 seconds")
+    require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
+    longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
+    require(
+        "run",
+        longest <= SOCKET_PATH_LIMIT,
+        f"is too deep a folder for Unix sockets ({longest} bytes, at most "
+        f"{SOCKET_PATH_LIMIT}): choose a shorter one, such as /run/hostler",
+    )

@@ -1,0 +1,34 @@
+"""Structs that several rooms of the gateway share."""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    INFERENCE = "inference"
+    ENDPOINTS = "endpoints"
+    ADMIN = "admin"
+    METRICS = "metrics"
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who is asking: a key that was verified."""
+
+    key_id: str
+    name: str
+    scopes: frozenset[Scope]
+    endpoints: frozenset[str]
+    """Names of the endpoints it may use; `*` stands for all."""
+    expires_at: float | None = None
+    """Unix time, seconds."""
+
+    def may(self, scope: Scope) -> bool:
+        """Whether the key has this scope; admin includes every other."""
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+    def may_use(self, endpoint: str) -> bool:
+        """Whether the key may send requests to this endpoint."""
+        return "*" in self.endpoints or endpoint in self.endpoints

@@ -100,6 +100,11 @@ class Scheduler:
             )
         return self.observed.host
 
+    def traffic(self, worker_id: str) -> dict[str, object]:
+        """What the gateway knows of a worker beside what the manager sees."""
+        slot = self._demand.slots.get(worker_id)
+        return {"in_flight": slot.in_flight if slot else 0, "draining": worker_id in self._draining}
+
     # watching the manager
 
     async def _watch(self) -> None:

@@ -58,7 +58,7 @@ def read(*lines: str, exit_code: int | None = 1, out_of_memory: bool = False, wa
 
 
 @pytest.mark.parametrize(("line", "kind"), EXAMPLES)
-def test_a_known_line_is_understood_wherever_it_stands(line: str, kind: FailureKind):
+def test_a_known_line_is_understood_wherever_it_stands(line: str, kind: FailureKind) -> None:
     failure = read("INFO starting", line, "Engine core initialization failed. See root cause above.", "")
     assert failure.kind is kind
     assert failure.message
@@ -66,40 +66,40 @@ def test_a_known_line_is_understood_wherever_it_stands(line: str, kind: FailureK
     assert failure.at == 5.0
 
 
-def test_running_out_of_gpu_memory_after_it_had_served_is_told_apart():
+def test_running_out_of_gpu_memory_after_it_had_served_is_told_apart() -> None:
     assert read("torch.OutOfMemoryError: CUDA out of memory.", was_ready=True).kind is FailureKind.OUT_OF_MEMORY_AT_RUN
 
 
-def test_the_kernels_verdict_comes_before_the_log():
+def test_the_kernels_verdict_comes_before_the_log() -> None:
     assert read("unrecognized arguments", out_of_memory=True).kind is FailureKind.OUT_OF_MEMORY_AT_LOAD
     assert read(out_of_memory=True, was_ready=True).kind is FailureKind.OUT_OF_MEMORY_AT_RUN
 
 
 @pytest.mark.parametrize("exit_code", [137, -9])
-def test_a_kill_from_outside_is_named(exit_code: int):
+def test_a_kill_from_outside_is_named(exit_code: int) -> None:
     assert read("INFO all well", exit_code=exit_code).kind is FailureKind.KILLED
 
 
-def test_what_is_not_understood_shows_the_last_error_line():
+def test_what_is_not_understood_shows_the_last_error_line() -> None:
     failure = read("ERROR first", "RuntimeError: the last of all", "INFO goodbye", exit_code=3)
     assert failure.kind is FailureKind.UNKNOWN
     assert "exit code 3" in failure.message
     assert "the last of all" in failure.message
 
 
-def test_nothing_known_is_still_a_sentence():
+def test_nothing_known_is_still_a_sentence() -> None:
     failure = read(exit_code=None)
     assert (failure.kind, failure.log_tail) == (FailureKind.UNKNOWN, ())
     assert "unknown" in failure.message
 
 
-def test_the_tail_is_bounded():
+def test_the_tail_is_bounded() -> None:
     failure = read(*("x" * 10_000 for _ in range(1000)))
     assert len(failure.log_tail) == TAIL_LINES
     assert max(map(len, failure.log_tail)) == LINE_CHARACTERS
 
 
-def test_lines_that_only_point_upward_are_not_taken_for_the_cause():
+def test_lines_that_only_point_upward_are_not_taken_for_the_cause() -> None:
     traceback = [f"  File {number}" for number in range(100)]
     failure = read(
         "fatal error: Python.h: No such file or directory", *traceback, "RuntimeError: See root cause above."

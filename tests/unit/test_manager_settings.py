@@ -6,14 +6,14 @@ import pytest
 from worker_manager.settings import Settings, SettingsError, environment_name, load
 
 
-def test_an_empty_environment_gives_the_defaults():
+def test_an_empty_environment_gives_the_defaults() -> None:
     settings = load({})
     assert settings.engine_image == "vllm/vllm-openai:v0.32.0"
     assert settings.run == Path("run").absolute()
     assert settings.engine_env == {}
 
 
-def test_every_field_is_read_from_the_environment():
+def test_every_field_is_read_from_the_environment() -> None:
     texts = {
         "launcher": "docker",
         "device": "cpu",
@@ -29,17 +29,17 @@ def test_every_field_is_read_from_the_environment():
     assert same == []
 
 
-def test_an_empty_variable_keeps_the_default():
+def test_an_empty_variable_keeps_the_default() -> None:
     assert load({"HOSTLER_ENGINE_PIDS": ""}).engine_pids == load({}).engine_pids
 
 
-def test_words_are_split_as_a_shell_would():
+def test_words_are_split_as_a_shell_would() -> None:
     settings = load({"HOSTLER_ENGINE_ENV": "A=1 B='two words'", "HOSTLER_VLLM_COMMAND": "python -m 'my engine'"})
     assert settings.engine_env == {"A": "1", "B": "two words"}
     assert settings.vllm_command == ("python", "-m", "my engine")
 
 
-def test_the_default_image_is_always_allowed():
+def test_the_default_image_is_always_allowed() -> None:
     settings = load({"HOSTLER_ENGINE_IMAGE": "a:1", "HOSTLER_ENGINE_IMAGES": "b:1, a:1,"})
     assert settings.allowed_images == ("a:1", "b:1")
 
@@ -58,12 +58,12 @@ def test_the_default_image_is_always_allowed():
         ("HOSTLER_INSTANCE", "Not Good", "lower-case"),
     ],
 )
-def test_a_value_that_does_not_fit_is_named_with_what_would_do(name: str, value: str, sentence: str):
+def test_a_value_that_does_not_fit_is_named_with_what_would_do(name: str, value: str, sentence: str) -> None:
     with pytest.raises(SettingsError, match=sentence) as caught:
         load({name: value})
     assert name in str(caught.value)
 
 
-def test_settings_do_not_change():
+def test_settings_do_not_change() -> None:
     assert Settings.__struct_config__.frozen
     assert isinstance(load({}), msgspec.Struct)

@@ -81,48 +81,48 @@ def assert_mounts_are_the_three_known_ones(mounts: list[dict[str, Any]], of: Wor
     assert cache["Target"] == "/cache"
 
 
-def test_a_body_follows_every_rule():
+def test_a_body_follows_every_rule() -> None:
     made = body(spec(gpus=(GPU,), gpu_memory_mib=40_000))
     assert_every_rule_holds(made, spec(gpus=(GPU,)))
     assert made["Labels"]["dev.hostler.generation"] == "7"
     assert msgspec.json.decode(made["Labels"]["dev.hostler.spec"], type=WorkerSpec).gpus == (GPU,)
 
 
-def test_an_engine_never_reaches_a_hub_and_never_reports_home():
+def test_an_engine_never_reaches_a_hub_and_never_reports_home() -> None:
     env = body(spec())["Env"]
     assert {"HF_HUB_OFFLINE=1", "TRANSFORMERS_OFFLINE=1", "VLLM_NO_USAGE_STATS=1", "DO_NOT_TRACK=1"} <= set(env)
     assert not any(name.startswith(("HF_TOKEN", "HOSTLER_")) for name in env)
 
 
-def test_an_image_off_the_list_is_refused():
+def test_an_image_off_the_list_is_refused() -> None:
     assert "allow-list" in refusal(spec(image="evil/miner:latest")).message
 
 
-def test_images_never_share_a_compile_cache():
+def test_images_never_share_a_compile_cache() -> None:
     folders = {policy.cache_folder(name) for name in ("a/b:1", "a-b:1", "a/b-1", "a.b:1")}
     assert len(folders) == 4
     assert not any("/" in folder for folder in folders)
 
 
 @pytest.mark.parametrize("resolved", ["../outside", "/etc", "a/../../b", "."])
-def test_a_link_out_of_the_models_folder_is_refused(resolved: str):
+def test_a_link_out_of_the_models_folder_is_refused(resolved: str) -> None:
     assert refusal(spec(), resolved).kind is FailureKind.REFUSED
 
 
-def test_a_link_within_the_models_folder_mounts_what_it_points_to_under_its_own_name():
+def test_a_link_within_the_models_folder_mounts_what_it_points_to_under_its_own_name() -> None:
     made = body(spec(), "hub/org/name/abcdef0")
     weights = made["HostConfig"]["Mounts"][0]
     assert (weights["Source"], weights["Target"]) == ("/srv/models/hub/org/name/abcdef0", "/models/local/tiny")
 
 
-def test_an_absent_model_is_told_as_such():
+def test_an_absent_model_is_told_as_such() -> None:
     assert refusal(spec(), None).kind is FailureKind.MODEL_MISSING
 
 
 @pytest.mark.parametrize(
     "model", ["local/../../etc", "local/..", "hub/org/../abcdef0", "hub/../name/abcdef0", "/etc/passwd", "local/a/b"]
 )
-def test_a_model_path_that_climbs_is_refused(model: str):
+def test_a_model_path_that_climbs_is_refused(model: str) -> None:
     refusal(spec(model=model))
 
 
@@ -136,36 +136,36 @@ def test_a_model_path_that_climbs_is_refused(model: str):
         ({"quantization": "a\x00b"}, FailureKind.BAD_FLAG),
     ],
 )
-def test_a_flag_that_may_not_be_set_is_refused(args: dict[str, Any], kind: FailureKind):
+def test_a_flag_that_may_not_be_set_is_refused(args: dict[str, Any], kind: FailureKind) -> None:
     assert refusal(spec(args=args)).kind is kind
 
 
-def test_a_gpu_that_is_not_there_or_asked_for_twice_is_refused():
+def test_a_gpu_that_is_not_there_or_asked_for_twice_is_refused() -> None:
     assert "no GPU 'GPU-x'" in refusal(spec(gpus=("GPU-x",))).message
     assert "twice" in refusal(spec(gpus=(GPU, GPU))).message
 
 
-def test_more_memory_than_the_card_has_is_refused():
+def test_more_memory_than_the_card_has_is_refused() -> None:
     assert refusal(spec(gpus=(GPU,), gpu_memory_mib=80_001)).kind is FailureKind.OUT_OF_MEMORY_AT_LOAD
 
 
-def test_a_gpu_on_a_machine_that_serves_from_its_cpus_is_refused():
+def test_a_gpu_on_a_machine_that_serves_from_its_cpus_is_refused() -> None:
     context = msgspec.structs.replace(CONTEXT, device="cpu")
     with pytest.raises(policy.PolicyRefusal, match="on the CPUs"):
         body(spec(gpus=(GPU,)), context=context)
 
 
-def test_root_is_refused():
+def test_root_is_refused() -> None:
     with pytest.raises(policy.PolicyRefusal, match="never run as root"):
         body(spec(), context=msgspec.structs.replace(CONTEXT, uid=0))
 
 
-def test_shared_memory_is_large_only_with_gpus():
+def test_shared_memory_is_large_only_with_gpus() -> None:
     assert body(spec())["HostConfig"]["ShmSize"] == policy.GIB
     assert body(spec(gpus=(GPU,)))["HostConfig"]["ShmSize"] == 8 * policy.GIB
 
 
-def test_a_job_has_a_network_and_only_the_models_folder():
+def test_a_job_has_a_network_and_only_the_models_folder() -> None:
     made = policy.job_body("download-1", DownloadSpec(model="org/name"), JOB)
     host = made["HostConfig"]
     assert host["NetworkMode"] == "bridge"
@@ -218,7 +218,7 @@ any_specs = st.builds(
 
 @settings(max_examples=2000, deadline=None)
 @given(any_specs, st.one_of(st.just("local/tiny"), st.none(), paths))
-def test_any_spec_gives_a_body_that_follows_every_rule_or_a_refusal(of: WorkerSpec, resolved: str | None):
+def test_any_spec_gives_a_body_that_follows_every_rule_or_a_refusal(of: WorkerSpec, resolved: str | None) -> None:
     try:
         made = body(of, resolved)
     except policy.PolicyRefusal:

@@ -58,49 +58,49 @@ def decide(
     return rules.reconcile(wanted, known or {}, units, busy=busy, gpus=gpus, limits=LIMITS, now=now)
 
 
-def test_a_desired_worker_is_tracked_and_then_started():
+def test_a_desired_worker_is_tracked_and_then_started() -> None:
     wanted = spec()
     assert decide(desired(wanted)) == [rules.Track("w1", wanted)]
     assert decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}) == [rules.Start("w1", wanted)]
 
 
-def test_without_a_desired_set_a_found_unit_is_adopted_and_nothing_is_removed():
+def test_without_a_desired_set_a_found_unit_is_adopted_and_nothing_is_removed() -> None:
     found = spec()
     assert decide(None, {}, [unit(found)]) == [rules.Adopt("w1", found, running=True)]
     assert decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found)]) == []
 
 
-def test_a_worker_that_dies_before_the_desired_set_came_is_no_longer_shown_as_serving():
+def test_a_worker_that_dies_before_the_desired_set_came_is_no_longer_shown_as_serving() -> None:
     found = spec()
     actions = decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found, running=False)])
     assert actions == [rules.Adopt("w1", found, running=False)]
 
 
-def test_an_unknown_unit_is_stopped_once_the_desired_set_came():
+def test_an_unknown_unit_is_stopped_once_the_desired_set_came() -> None:
     found = spec("stray")
     assert decide(desired(), {"stray": tracked(found, WorkerState.READY)}, [unit(found)]) == [
         rules.Stop("stray", "no longer desired")
     ]
 
 
-def test_a_running_worker_that_is_still_desired_is_left_alone():
+def test_a_running_worker_that_is_still_desired_is_left_alone() -> None:
     wanted = spec()
     assert decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)}, [unit(wanted)]) == []
 
 
-def test_a_changed_spec_stops_the_old_worker_before_the_new_one_starts():
+def test_a_changed_spec_stops_the_old_worker_before_the_new_one_starts() -> None:
     old, new = spec(), spec(max_model_len=64)
     assert isinstance(decide(desired(new), {"w1": tracked(old, WorkerState.READY)}, [unit(old)])[0], rules.Stop)
     assert decide(desired(new), {"w1": tracked(old, WorkerState.STOPPING)}) == [rules.Track("w1", new)]
 
 
-def test_a_changed_spec_frees_a_failed_worker():
+def test_a_changed_spec_frees_a_failed_worker() -> None:
     old, new = spec(), spec(max_model_len=64)
     assert decide(desired(old), {"w1": tracked(old, WorkerState.FAILED)}) == []
     assert decide(desired(new), {"w1": tracked(old, WorkerState.FAILED)}) == [rules.Track("w1", new)]
 
 
-def test_a_dead_worker_is_collected_and_a_vanished_one_counts_as_killed():
+def test_a_dead_worker_is_collected_and_a_vanished_one_counts_as_killed() -> None:
     wanted = spec()
     dead = unit(wanted, running=False)
     assert decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)}, [dead]) == [
@@ -112,14 +112,14 @@ def test_a_dead_worker_is_collected_and_a_vanished_one_counts_as_killed():
     assert vanished.failure.kind is FailureKind.KILLED
 
 
-def test_a_container_that_was_created_and_never_started_is_replaced_without_counting_a_death():
+def test_a_container_that_was_created_and_never_started_is_replaced_without_counting_a_death() -> None:
     wanted = spec()
     half = unit(wanted, running=False, never_started=True)
     actions = decide(desired(wanted), {"w1": tracked(wanted, WorkerState.BACKOFF)}, [half])
     assert actions == [rules.Stop("w1", "its start was not finished")]
 
 
-def test_a_worker_that_loads_too_long_is_given_up():
+def test_a_worker_that_loads_too_long_is_given_up() -> None:
     wanted = spec()
     known = {"w1": tracked(wanted, WorkerState.LOADING)}
     assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 99) == []
@@ -129,19 +129,19 @@ def test_a_worker_that_loads_too_long_is_given_up():
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
 
 
-def test_nothing_is_decided_for_a_worker_with_an_action_under_way():
+def test_nothing_is_decided_for_a_worker_with_an_action_under_way() -> None:
     wanted = spec()
     assert decide(desired(wanted), {}, [], busy=frozenset({"w1"})) == []
 
 
-def test_a_back_off_is_waited_for():
+def test_a_back_off_is_waited_for() -> None:
     wanted = spec()
     known = {"w1": tracked(wanted, WorkerState.BACKOFF, retry_at=NOW + 5)}
     assert decide(desired(wanted), known, now=NOW + 4) == []
     assert decide(desired(wanted), known, now=NOW + 5) == [rules.Start("w1", wanted)]
 
 
-def test_a_start_waits_for_gpu_memory_with_a_reason_and_fails_after_its_deadline():
+def test_a_start_waits_for_gpu_memory_with_a_reason_and_fails_after_its_deadline() -> None:
     wanted = spec(gpus=("GPU-0",), gpu_memory_mib=800)
     full = (card(used=500, foreign=500),)
     waits = decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}, gpus=full)[0]
@@ -155,7 +155,7 @@ def test_a_start_waits_for_gpu_memory_with_a_reason_and_fails_after_its_deadline
     assert decide(desired(wanted), waiting, gpus=(card(),), now=NOW + 59) == [rules.Start("w1", wanted)]
 
 
-def test_a_worker_that_still_loads_has_its_promise_already():
+def test_a_worker_that_still_loads_has_its_promise_already() -> None:
     loading = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
     wanted = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
     known = {"w0": tracked(loading, WorkerState.LOADING), "w1": rules.fresh(wanted, NOW)}
@@ -163,7 +163,7 @@ def test_a_worker_that_still_loads_has_its_promise_already():
     assert [type(action) for action in actions] == [rules.Wait]
 
 
-def test_two_starts_of_one_pass_do_not_share_memory():
+def test_two_starts_of_one_pass_do_not_share_memory() -> None:
     first = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
     second = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
     known = {"w0": rules.fresh(first, NOW), "w1": rules.fresh(second, NOW)}
@@ -172,17 +172,17 @@ def test_two_starts_of_one_pass_do_not_share_memory():
 
 
 @pytest.mark.parametrize(("deaths", "base"), [(1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (40, 300)])
-def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_tenth(deaths: int, base: float):
+def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_tenth(deaths: int, base: float) -> None:
     delay = rules.backoff_seconds("w1", deaths)
     assert base * 0.9 <= delay <= base * 1.1
     assert delay == rules.backoff_seconds("w1", deaths)
 
 
-def test_workers_do_not_all_come_back_at_the_same_instant():
+def test_workers_do_not_all_come_back_at_the_same_instant() -> None:
     assert len({rules.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
 
 
-def test_the_fifth_death_within_half_an_hour_is_the_last():
+def test_the_fifth_death_within_half_an_hour_is_the_last() -> None:
     known, now = tracked(spec(), WorkerState.READY), NOW
     for count in range(1, 6):
         known = rules.died(known, failure(), now)
@@ -191,19 +191,19 @@ def test_the_fifth_death_within_half_an_hour_is_the_last():
         now += 100
 
 
-def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes():
+def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes() -> None:
     known = tracked(spec(), WorkerState.READY, deaths=(NOW - 1801, NOW - 1000, NOW - 900))
     assert len(rules.died(known, failure(), NOW).deaths) == 3
     assert len(rules.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
 
 
-def test_a_failure_that_would_come_again_is_final_at_once():
+def test_a_failure_that_would_come_again_is_final_at_once() -> None:
     assert rules.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
         WorkerState.FAILED
     )
 
 
-def test_a_launcher_that_does_not_answer_costs_no_death():
+def test_a_launcher_that_does_not_answer_costs_no_death() -> None:
     known = rules.postponed(tracked(spec(), WorkerState.CREATING), NOW, "Docker is away")
     assert (known.state, known.deaths, known.retry_at) == (WorkerState.BACKOFF, (), NOW + 5)
 
@@ -239,7 +239,7 @@ def worlds(draw: st.DrawFn) -> tuple[DesiredSet | None, dict[str, rules.Tracked]
 @given(worlds())
 def test_one_action_per_worker_and_no_removal_without_a_desired_set(
     world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
-):
+) -> None:
     wanted, known, found = world
     actions = decide(wanted, known, found, gpus=(card(), card("GPU-1")))
     assert len({action.id for action in actions}) == len(actions)
@@ -250,7 +250,7 @@ def test_one_action_per_worker_and_no_removal_without_a_desired_set(
 @given(worlds())
 def test_starts_never_promise_more_than_the_card_has(
     world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
-):
+) -> None:
     wanted, known, found = world
     gpus = (card(), card("GPU-1"))
     starts = [action.spec for action in decide(wanted, known, found, gpus=gpus) if isinstance(action, rules.Start)]
@@ -264,7 +264,7 @@ def test_starts_never_promise_more_than_the_card_has(
 @given(worlds())
 def test_every_world_comes_to_rest_at_the_desired_set(
     world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
-):
+) -> None:
     """Actions are done as the supervisor does them, all successful; a dozen passes must be enough."""
     wanted, known, found = world
     known, units, now = dict(known), {each.id: each for each in found}, NOW

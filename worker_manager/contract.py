@@ -70,6 +70,7 @@ class FailureKind(StrEnum):
     MODEL_MISSING = "model_missing"
     MODEL_GATED = "model_gated"
     MODEL_UNSUPPORTED = "model_unsupported"
+    MODEL_UNREADABLE = "model_unreadable"
     BAD_FLAG = "bad_flag"
     DRIVER_MISMATCH = "driver_mismatch"
     SHARED_MEMORY = "shared_memory"
@@ -78,6 +79,8 @@ class FailureKind(StrEnum):
     LOAD_TIMEOUT = "load_timeout"
     UNREACHABLE = "unreachable"
     LAUNCH_FAILED = "launch_failed"
+    DISK_FULL = "disk_full"
+    OFFLINE = "offline"
     UNKNOWN = "unknown"
 
 
@@ -249,12 +252,14 @@ def spec_hash(spec: WorkerSpec) -> str:
     return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).hexdigest()[:16]
 
 
+FLAG_TEXT_MAX = 4096
+"""Most characters of an engine flag's text."""
+
 _INT, _FLOAT, _TEXT, _FLAG = "integer", "number", "text", "flag"
 
 ENGINE_FLAGS: dict[str, str] = {
     "async-scheduling": _FLAG,
     "block-size": _INT,
-    "calculate-kv-scales": _FLAG,
     "chat-template-content-format": _TEXT,
     "cpu-offload-gb": _FLOAT,
     "data-parallel-size": _INT,
@@ -277,7 +282,6 @@ ENGINE_FLAGS: dict[str, str] = {
     "max-logprobs": _INT,
     "max-num-batched-tokens": _INT,
     "max-num-seqs": _INT,
-    "max-seq-len-to-capture": _INT,
     "mm-processor-kwargs": _TEXT,
     "model-impl": _TEXT,
     "override-generation-config": _TEXT,
@@ -292,7 +296,6 @@ ENGINE_FLAGS: dict[str, str] = {
     "seed": _INT,
     "speculative-config": _TEXT,
     "stream-interval": _INT,
-    "swap-space": _FLOAT,
     "tensor-parallel-size": _INT,
     "tokenizer-mode": _TEXT,
     "tool-call-parser": _TEXT,
@@ -315,6 +318,6 @@ def flag_problem(name: str, value: FlagValue) -> str | None:
         _FLAG: isinstance(value, bool),
         _INT: isinstance(value, int) and not isinstance(value, bool),
         _FLOAT: is_number,
-        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= 4096,
+        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= FLAG_TEXT_MAX,
     }[kind]
     return None if fits else f"engine flag {name!r} takes a {kind}, not {value!r}"

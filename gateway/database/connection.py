@@ -33,7 +33,7 @@ class Database:
         Raises OSError where the folder can't be made, `MigrationError` or sqlite3.DatabaseError where the file
         can't be used.
         """
-        folder.mkdir(mode=0o770, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o770, parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything is served
         path = folder / FILE_NAME
         connection = await aiosqlite.connect(path, isolation_level=None)
         try:

@@ -73,18 +73,25 @@ class Registry:
         """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
         return self._models.find(spec)
 
-    async def create(self, spec: EndpointSpec, host: HostFacts) -> Endpoint:
-        """Check and store a new endpoint. Raises BadRequest, Conflict; then nothing has changed."""
+    def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
+        """A new endpoint's spec with what depends on the machine filled in. Raises BadRequest, Conflict."""
         for name in spec.names():
             self._require_free(name, owner=None)
         spec = settle(spec, host)
         check(spec, host, self.facts(spec), self._margin_mib)
+        return spec
+
+    async def add(self, spec: EndpointSpec) -> Endpoint:
+        """Store a new endpoint that was checked. Raises Conflict; then nothing has changed."""
         now = self._clock()
         endpoint = Endpoint(spec=spec, created_at=now, updated_at=now)
         await self._store.add(endpoint)
-        self._endpoints[spec.name] = endpoint
-        self._index()
+        self._keep(endpoint)
         return endpoint
+
+    def _keep(self, endpoint: Endpoint) -> None:
+        self._endpoints[endpoint.spec.name] = endpoint
+        self._index()
 
     def _require_free(self, name: str, owner: str | None) -> None:
         taken = self._names.get(name)
@@ -94,23 +101,26 @@ class Registry:
                 f"The name '{name}' is taken by {what}: PATCH that one, or choose another name", param="name"
             )
 
-    async def change(self, name: str, patch: dict[str, Any], host: HostFacts) -> Endpoint:
-        """Apply a partial change. Raises NotFound, BadRequest, Conflict; then nothing has changed."""
+    def merged(self, name: str, patch: dict[str, Any], host: HostFacts) -> EndpointSpec:
+        """An endpoint's spec after a partial change. Raises NotFound, BadRequest, Conflict."""
         old = self.get(name)
         if patch.get("name", name) != name:
             raise BadRequest("An endpoint cannot be renamed: make a new one, or add an alias", param="name")
-        merged = msgspec.to_builtins(old.spec) | patch
         try:
-            spec = settle(msgspec.convert(merged, EndpointSpec), host)
+            spec = settle(msgspec.convert(msgspec.to_builtins(old.spec) | patch, EndpointSpec), host)
         except msgspec.ValidationError as problem:
             raise BadRequest(f"The change does not fit: {problem}") from None
         for alias in spec.aliases:
             self._require_free(alias, owner=name)
         check(spec, host, self.facts(spec), self._margin_mib)
+        return spec
+
+    async def replace(self, spec: EndpointSpec) -> Endpoint:
+        """Store the changed spec of an endpoint. Raises NotFound if it was deleted meanwhile."""
+        old = self.get(spec.name)
         endpoint = Endpoint(spec=spec, created_at=old.created_at, updated_at=self._clock())
         await self._store.update(endpoint)
-        self._endpoints[name] = endpoint
-        self._index()
+        self._keep(endpoint)
         return endpoint
 
     async def remove(self, name: str) -> Endpoint:

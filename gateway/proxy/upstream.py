@@ -70,6 +70,7 @@ class Connection(asyncio.Protocol):
         self._send: Send | None = None
         self._watcher: ChunkWatcher | None = None
         self._heard = 0.0
+        self._unasked = False
 
     # what the relay calls
 
@@ -105,9 +106,12 @@ class Connection(asyncio.Protocol):
         self._send = send
         if self._chunks:
             self._flush()
-        await self._wait_until(lambda: self.done, stall_seconds)
-        while self._blocked is not None:
-            await self._blocked
+        try:
+            await self._wait_until(lambda: self.done, stall_seconds)
+        finally:
+            # a write that the client holds up comes first: nothing may overtake it, not even an error event
+            while self._blocked is not None:
+                await self._blocked
 
     def abort(self) -> None:
         """Close at once; the engine notices and gives up the request."""
@@ -184,6 +188,8 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self._malformed("it switched protocols")
             return
+        if self._unasked:
+            self.reusable = False
         if self._in_headers and self._header_bytes > HEADER_LIMIT:
             self._malformed(f"its header is over {HEADER_LIMIT} bytes")
             return
@@ -217,11 +223,17 @@ class Connection(asyncio.Protocol):
 
     # httptools calls
 
+    def on_message_begin(self) -> None:
+        if self.done:  # a second answer to one request
+            self._unasked = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_headers:  # trailers are not forwarded
+        if self._in_headers and not self.done:  # trailers are not forwarded
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        if self.done:
+            return
         status = self._parser.get_status_code()
         if 100 <= status < 200:  # noqa: PLR2004 - informational answers precede the real one
             self.headers.clear()
@@ -230,12 +242,14 @@ class Connection(asyncio.Protocol):
         self._in_headers = False
 
     def on_body(self, chunk: bytes) -> None:
+        if self.done:
+            return
         if self._watcher is not None:
             self._watcher.feed(chunk)
         self._chunks.append(chunk)
 
     def on_message_complete(self) -> None:
-        if self._in_headers:
+        if self._in_headers or self.done:
             return
         self.reusable = bool(self._parser.should_keep_alive())
         self.done = True

@@ -61,6 +61,8 @@ class Queue(msgspec.Struct):
     per_worker: int
     waiters: deque[Waiter] = msgspec.field(default_factory=deque)
     warm_until: float | None = None
+    stopped: bool = False
+    """Somebody asked for its workers to go; the next request that waits ends that."""
     last_load_seconds: float | None = None
     """How long its last worker took to become ready: what Retry-After and ETA are made of."""
     loading_since: float | None = None
@@ -131,7 +133,9 @@ class Demand:
             failed = self._failed(name)
             if failed is not None and queue.waiters and not self._has_other_hope(name):
                 failure, since = failed
-                too_old = [waiter for waiter in queue.waiters if waiter.since <= since or now - since < RETRY_FAILED_SECONDS]
+                too_old = [
+                    waiter for waiter in queue.waiters if waiter.since <= since or now - since < RETRY_FAILED_SECONDS
+                ]
                 for waiter in too_old:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
 
@@ -171,8 +175,28 @@ class Demand:
         """Want one worker for some seconds even without a request."""
         queue = self.queues.get(endpoint)
         if queue is not None:
-            queue.warm_until = self._clock() + seconds
+            queue.warm_until, queue.stopped = self._clock() + seconds, False
             self.changed()
+
+    def rest(self, endpoint: str) -> None:
+        """Let the endpoint's workers finish and go, unless a request waits."""
+        queue = self.queues.get(endpoint)
+        if queue is not None:
+            queue.warm_until, queue.stopped = None, not queue.waiters
+            self.changed()
+
+    def try_acquire(self, endpoint: str, avoid: frozenset[str] = frozenset()) -> Lease | None:
+        """A lease if a worker is free this instant and nobody waits before us."""
+        queue = self.queues.get(endpoint)
+        if queue is None or queue.waiters:
+            return None
+        slot = self._pick(endpoint, queue, avoid)
+        return self._lease(slot) if slot is not None else None
+
+    def acquire_worker(self, worker_id: str) -> Lease | None:
+        """A lease on this very worker if it is ready, drained or not: it alone holds what is asked for."""
+        slot = self.slots.get(worker_id)
+        return self._lease(slot) if slot is not None and slot.state is WorkerState.READY else None
 
     async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str] = frozenset()) -> Lease:
         """A lease on a worker of this endpoint, after waiting at most so many seconds; give it back with `release`.
@@ -183,9 +207,9 @@ class Demand:
         queue = self.queues.get(endpoint)
         if queue is None:
             raise NoWorker(f"The endpoint '{endpoint}' was deleted", retry_after=60)
-        slot = self._pick(endpoint, queue, avoid) if not queue.waiters else None
-        if slot is not None:
-            return self._lease(slot, 0.0)
+        lease = self.try_acquire(endpoint, avoid)
+        if lease is not None:
+            return lease
         self._admit(endpoint, queue)
         return await self._wait(endpoint, queue, seconds, avoid)
 
@@ -204,6 +228,7 @@ class Demand:
     async def _wait(self, endpoint: str, queue: Queue, seconds: float, avoid: frozenset[str]) -> Lease:
         waiter = Waiter(asyncio.get_running_loop().create_future(), self._clock(), avoid)
         queue.waiters.append(waiter)
+        queue.stopped = False
         self.changed()
         try:
             async with asyncio.timeout(seconds):
@@ -243,9 +268,10 @@ class Demand:
         if slot.in_flight == 0 and (slot.draining or any(other.waiters for other in self.queues.values())):
             self.changed()
 
-    def _lease(self, slot: Slot, waited: float) -> Lease:
+    @staticmethod
+    def _lease(slot: Slot) -> Lease:
         slot.in_flight += 1
-        return Lease(slot, waited)
+        return Lease(slot, 0.0)
 
     def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str]) -> Slot | None:
         now = self._clock()

@@ -100,6 +100,11 @@ class Scheduler:
             )
         return self.observed.host
 
+    def traffic(self, worker_id: str) -> dict[str, object]:
+        """What the gateway knows of a worker beside what the manager sees."""
+        slot = self._demand.slots.get(worker_id)
+        return {"in_flight": slot.in_flight if slot else 0, "draining": worker_id in self._draining}
+
     # watching the manager
 
     async def _watch(self) -> None:
@@ -214,11 +219,16 @@ class Scheduler:
                 last_used=_last_used(slot, worker.since),
                 draining=worker.spec.id in self._draining,
             )
-        if self._sent is not None and self._taken_by == observed.manager and observed.generation < self._sent.generation:
+        if (
+            self._sent is not None
+            and self._taken_by == observed.manager
+            and observed.generation < self._sent.generation
+        ):
             # asked for and not yet seen: it holds its promise already
             for spec in self._sent.workers:
                 known.setdefault(
-                    spec.id, KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock())
+                    spec.id,
+                    KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock()),
                 )
         return list(known.values())
 

@@ -27,8 +27,6 @@ def cpu_need(weights_mib: int) -> int:
 
 def cards(host: HostFacts, gpu_margin_mib: int, host_card: str) -> dict[str, int]:
     """MiB that may be promised on each GPU, by UUID, and on the host itself."""
-    room = {
-        gpu.uuid: max(0, gpu.memory_total_mib - gpu_margin_mib - gpu.memory_foreign_mib) for gpu in host.gpus
-    }
+    room = {gpu.uuid: max(0, gpu.memory_total_mib - gpu_margin_mib - gpu.memory_foreign_mib) for gpu in host.gpus}
     room[host_card] = max(0, host.memory_total_mib - HOST_MARGIN_MIB)
     return room

@@ -157,9 +157,7 @@ class _Planner:
         )
         self.started.append(spec)
         where = f"on GPU {', '.join(spec.gpus)}" if spec.gpus else "on the CPUs"
-        self._note(
-            Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}"
-        )
+        self._note(Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}")
         return True
 
     def _free_id(self, template: WorkerSpec) -> str:
@@ -213,7 +211,9 @@ class _Planner:
             return
         victims = self._victims(endpoint, leaving)
         if victims is None:
-            self._note(Verb.WAIT, endpoint.name, None, f"{endpoint.promise_mib} MiB are free nowhere, and nothing is idle")
+            self._note(
+                Verb.WAIT, endpoint.name, None, f"{endpoint.promise_mib} MiB are free nowhere, and nothing is idle"
+            )
             return
         for victim in victims:
             self._drain(victim, f"makes room for {endpoint.name}, which has {endpoint.waiting} waiting")
@@ -295,9 +295,7 @@ def _urgency(endpoint: WantedEndpoint) -> tuple[float, float, str]:
 def is_same(template: WorkerSpec, spec: WorkerSpec) -> bool:
     """Whether a worker is what its endpoint asks for: which GPUs it got, and a whole card's size, do not matter."""
     promise = template.gpu_memory_mib
-    placed = msgspec.structs.replace(
-        spec, gpus=(), gpu_memory_mib=spec.gpu_memory_mib if promise is not None else None
-    )
+    placed = msgspec.structs.replace(spec, gpus=(), gpu_memory_mib=spec.gpu_memory_mib if promise is not None else None)
     return spec_hash(placed) == spec_hash(template)
 
 

@@ -14,7 +14,20 @@ from worker_manager.contract import DownloadSpec, WorkerSpec
 
 
 class LauncherError(Exception):
-    """The launcher could not do it; the message says what and why, fit to be shown to the operator."""
+    """The launcher could not do it; the message says what and why, fit to be shown to the operator.
+
+    LauncherError
+    ├── LauncherUnavailableError
+    └── ImageMissingError
+    """
+
+
+class LauncherUnavailableError(LauncherError):
+    """The launcher itself does not answer (Docker Engine gone or hung); the unit is not to blame."""
+
+
+class ImageMissingError(LauncherError):
+    """The image, or the engine's program, is not on this machine."""
 
 
 class UnitKind(StrEnum):
@@ -35,6 +48,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     exit_code: int | None = None
     out_of_memory: bool = False
     """The kernel killed it for the memory limit of its container."""
+    never_started: bool = False
+    """Created only: whoever was starting it ended between the two steps."""
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
     generation: int = 0
@@ -52,7 +67,7 @@ class UnitEvent(msgspec.Struct, frozen=True, kw_only=True):
 class Launcher(Protocol):
     """Starts, watches and ends units. Implemented by `docker.DockerLauncher` and `process.ProcessLauncher`."""
 
-    async def list(self) -> list[Unit]:
+    async def units(self) -> list[Unit]:
         """Every unit of ours, running or exited; never one that another program started."""
         ...
 

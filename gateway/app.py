@@ -1,0 +1,253 @@
+"""The composition root: the only module that knows every room."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import structlog
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.exceptions import HTTPException
+
+from gateway.access.keyring import Keyring
+from gateway.access.routes import KeyRoutes
+from gateway.access.store import KeyStore
+from gateway.catalogue import Catalogue, EndpointStatuses
+from gateway.database.connection import Database, DatabaseError
+from gateway.endpoints.models import ModelsFolder
+from gateway.endpoints.registry import Registry
+from gateway.endpoints.routes import EndpointRoutes, ModelRoutes
+from gateway.endpoints.status import Statuses
+from gateway.endpoints.store import EndpointStore
+from gateway.endpoints.types import EndpointSpec
+from gateway.errors import Conflict, GatewayError, ManagerUnavailable
+from gateway.http import on_bug, on_gateway_error, on_http_error
+from gateway.machine.health import HealthRoutes
+from gateway.machine.routes import MachineRoutes
+from gateway.manager import ManagerClient, ManagerRefused
+from gateway.metrics import Metrics
+from gateway.proxy.call import request_id
+from gateway.proxy.pool import Pool
+from gateway.proxy.relay import Relay
+from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
+from gateway.scheduling.demand import Demand
+from gateway.scheduling.loop import Scheduler
+from gateway.settings import Settings
+from worker_manager.contract import DownloadSpec
+
+log = structlog.get_logger(__name__)
+
+SWEEP_SECONDS = 10.0
+MIB = 1024 * 1024
+
+
+class Gateway:
+    """Everything that lives as long as the process, wired together."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        self.settings = settings
+        self.database = database
+        self.metrics = Metrics()
+        self.keyring = Keyring(KeyStore(database), settings.admin_key)
+        self.registry = Registry(EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib)
+        self.demand = Demand(settings.engines_folder().absolute(), settings.max_waiting)
+        self.catalogue = Catalogue(self.registry, self.demand)
+        self.manager = ManagerClient(settings.manager_socket())
+        self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
+        self.pool = Pool(settings.connect_seconds)
+        self.statuses = Statuses(EndpointStatuses(self.catalogue, self.scheduler, self.demand))
+        self.entry = InferenceEntry(
+            self.keyring,
+            self.registry.resolve,
+            Relay(self.demand, self.pool, settings),
+            self.metrics,
+            max_body_bytes=settings.max_body_mib * MIB,
+            body_seconds=settings.body_seconds,
+        )
+
+    async def load(self) -> None:
+        """Read what the database holds."""
+        await self.keyring.load()
+        await self.registry.load()
+        self.endpoints_changed()
+
+    def endpoints_changed(self) -> None:
+        """Let everybody who depends on the endpoints look again."""
+        self.catalogue.forget()
+        self.demand.set_endpoints(self.catalogue.ceilings())
+        self.scheduler.look_again()
+
+    async def prepare(self, spec: EndpointSpec) -> None:
+        """Start the download of a model that is not here. Raises Conflict if the manager refuses it."""
+        if spec.is_local() or self.registry.facts(spec) is not None:
+            return
+        try:
+            await self.manager.download(DownloadSpec(model=spec.model, revision=spec.revision or "main"))
+        except ManagerRefused as refused:
+            raise Conflict(f"{refused.refusal.message} {refused.refusal.hint}".strip(), param="model") from refused
+
+    def touch(self, spec: EndpointSpec, order: str) -> None:
+        """Start or stop an endpoint's workers."""
+        if order == "start":
+            self.demand.poke(spec.name, spec.idle_seconds)
+        else:
+            self.demand.rest(spec.name)
+
+    async def readiness(self) -> dict[str, str]:
+        """The state of each part: `ok`, or a sentence."""
+        try:
+            await self.database.ping()
+            database = "ok"
+        except DatabaseError as problem:
+            database = f"it cannot be read ({problem})"
+        manager = "ok" if self.scheduler.observed is not None else "it has not answered yet"
+        return {"database": database, "worker_manager": manager}
+
+    def render_metrics(self) -> bytes:
+        """The page for Prometheus, with the gauges as they stand now."""
+        self.metrics.waiting.clear()
+        self.metrics.in_flight.clear()
+        self.metrics.workers.clear()
+        for name, queue in self.demand.queues.items():
+            self.metrics.waiting.labels(name).set(len(queue.waiters))
+            self.metrics.in_flight.labels(name).set(self.demand.in_flight(name))
+        for slot in self.demand.slots.values():
+            self.metrics.workers.labels(slot.endpoint, slot.state.value).inc()
+        self.metrics.manager_up.set(1 if self.scheduler.connected else 0)
+        return self.metrics.render()
+
+    async def housekeeping(self) -> None:
+        """What has to be done now and then: stale connections, and models that have arrived."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            self.pool.sweep()
+
+    async def close(self) -> None:
+        """Let go of everything; engines live on."""
+        await self.scheduler.stop()
+        self.pool.close()
+        await self.manager.close()
+        await self.database.close()
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Gateway]:
+    """A whole gateway, from its database to its last connection."""
+    gateway = Gateway(settings, await Database.open(settings.data))
+    try:
+        await gateway.load()
+        gateway.scheduler.start()
+        keeper = asyncio.create_task(gateway.housekeeping(), name="housekeeping")
+        try:
+            yield gateway
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+    finally:
+        await gateway.close()
+
+
+def litestar(gateway: Gateway) -> Litestar:
+    """Everything but inference: the routes with typed bodies, where a microsecond does not matter."""
+    things: dict[str, Any] = {
+        "registry": gateway.registry,
+        "statuses": gateway.statuses,
+        "keyring": gateway.keyring,
+        "scheduler": gateway.scheduler,
+        "manager": gateway.manager,
+        "host": gateway.scheduler.host,
+        "prepare": gateway.prepare,
+        "touch": gateway.touch,
+        "changed": gateway.endpoints_changed,
+        "readiness": gateway.readiness,
+        "render": gateway.render_metrics,
+    }
+    return Litestar(
+        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes],
+        dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
+        exception_handlers={GatewayError: on_gateway_error, HTTPException: on_http_error, Exception: on_bug},
+        state=State({"keyring": gateway.keyring}),
+        openapi_config=None,
+        logging_config=None,
+        request_max_body_size=4 * MIB,
+    )
+
+
+def _giver(thing: Any) -> Callable[[], Any]:
+    return lambda: thing
+
+
+class Application:
+    """The ASGI application: inference goes straight to its entry, everything else to Litestar."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._gateway: Gateway | None = None
+        self._litestar: Any = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One connection's request, or the life of the process."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if self._gateway is None:
+            raise ManagerUnavailable("The gateway is starting", retry_after=1)
+        path = scope["path"]
+        if path in INFERENCE_ROUTES or path.startswith("/v1/responses/"):
+            await self._gateway.entry(scope, receive, send)
+        else:
+            await _named(self._litestar, scope, receive, send)
+
+    async def _live(self, receive: Any, send: Any) -> None:
+        await receive()
+        stack = contextlib.AsyncExitStack()
+        try:
+            self._gateway = await stack.enter_async_context(running(self._settings))
+            self._litestar = litestar(self._gateway)
+        except Exception as problem:  # the root of start-up: said in one sentence, then the process ends
+            log.exception("gateway cannot start")
+            await stack.aclose()
+            await send({"type": "lifespan.startup.failed", "message": str(problem)})
+            return
+        log.info("gateway started", host=self._settings.host, port=self._settings.port)
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await stack.aclose()
+        log.info("gateway stopped")
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+async def _named(app: Any, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    """Run an ASGI app with a request id on its answer and a line in the log."""
+    own_id = request_id(dict(scope["headers"]))
+    scope["state"]["request_id"] = own_id.decode()
+    began = time.perf_counter()
+    status = 0
+
+    async def named_send(message: Any) -> None:
+        nonlocal status
+        if message["type"] == "http.response.start":
+            status = message["status"]
+            message["headers"] = [*message["headers"], (b"x-request-id", own_id)]
+        await send(message)
+
+    try:
+        await app(scope, receive, named_send)
+    finally:
+        if not _is_probe(scope["path"], status):
+            log.info(
+                "request",
+                request_id=own_id.decode(),
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round((time.perf_counter() - began) * 1000, 1),
+            )
+
+
+def _is_probe(path: str, status: int) -> bool:
+    """Health checks and scrapes that went well would drown everything else."""
+    return path in {"/livez", "/readyz", "/metrics", "/healthz", "/healthcheck"} and status == 200  # noqa: PLR2004

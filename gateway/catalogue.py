@@ -1,0 +1,185 @@
+"""Endpoints as the planner wants them, and their status as users want it: where the rooms' views meet."""
+
+import time
+from collections.abc import Callable
+
+from gateway.endpoints.registry import Registry
+from gateway.endpoints.status import EndpointStatus, WorkerView
+from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.errors import GatewayError
+from gateway.scheduling.demand import Demand
+from gateway.scheduling.loop import Scheduler
+from gateway.scheduling.memory import cpu_need, gpu_need
+from gateway.scheduling.types import WantedEndpoint
+from worker_manager.contract import (
+    Download,
+    DownloadState,
+    ObservedSet,
+    ObservedWorker,
+    WorkerSpec,
+    WorkerState,
+)
+
+FACTS_SECONDS = 2.0
+"""A model's files are looked at again after this long at the earliest: planning must not mean reading folders."""
+
+
+class Catalogue:
+    """Knows every endpoint's worker template and promise."""
+
+    def __init__(self, registry: Registry, demand: Demand, clock: Callable[[], float] = time.time) -> None:
+        self._registry = registry
+        self._demand = demand
+        self._clock = clock
+        self._facts: dict[tuple[str, str | None], tuple[float, ModelFacts | None, str]] = {}
+
+    def forget(self) -> None:
+        """Look at all files afresh: something has changed."""
+        self._facts.clear()
+
+    def facts(self, spec: EndpointSpec) -> tuple[ModelFacts | None, str]:
+        """A model's files, or None and why not."""
+        key = (spec.model, spec.revision)
+        cached = self._facts.get(key)
+        if cached is not None and self._clock() - cached[0] < FACTS_SECONDS:
+            return cached[1], cached[2]
+        try:
+            found, why = self._registry.facts(spec), "its model is not downloaded yet"
+        except GatewayError as problem:
+            found, why = None, problem.message
+        self._facts[key] = (self._clock(), found, why)
+        return found, why
+
+    def wanted(self) -> tuple[WantedEndpoint, ...]:
+        """Every endpoint for the planner, without its demand."""
+        return tuple(self._wanted(endpoint.spec) for endpoint in self._registry.all())
+
+    def _wanted(self, spec: EndpointSpec) -> WantedEndpoint:
+        facts, why = self.facts(spec)
+        gpus = spec.gpus or 0
+        promise = round(spec.gpu_memory_gib * 1024) if spec.gpu_memory_gib is not None else None
+        queue = self._demand.queues.get(spec.name)
+        return WantedEndpoint(
+            name=spec.name,
+            template=template(spec, facts, promise) if facts is not None else None,
+            blocked=why,
+            gpus=gpus,
+            promise_mib=_promise(gpus, promise, facts),
+            whole_card=gpus > 0 and promise is None,
+            min_workers=spec.min_workers,
+            max_workers=spec.max_workers,
+            per_worker=spec.per_worker,
+            idle_seconds=spec.idle_seconds,
+            priority=spec.priority,
+            stopped=queue.stopped if queue is not None else False,
+        )
+
+    def host_promises(self) -> dict[str, int]:
+        """MiB of host memory by model path, for workers on the CPUs."""
+        found = (self.facts(endpoint.spec)[0] for endpoint in self._registry.all())
+        return {facts.path: cpu_need(facts.weights_mib) for facts in found if facts is not None}
+
+    def ceilings(self) -> dict[str, int]:
+        """`per_worker` of each endpoint."""
+        return {endpoint.spec.name: endpoint.spec.per_worker for endpoint in self._registry.all()}
+
+    def download_of(self, spec: EndpointSpec, downloads: tuple[Download, ...]) -> Download | None:
+        """The last download of an endpoint's model."""
+        revision = spec.revision or "main"
+        for download in downloads:
+            if download.model == spec.model and download.revision == revision:
+                return download
+        return None
+
+
+def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> WorkerSpec:
+    """What each worker of an endpoint looks like, but for its id and its GPUs."""
+    return WorkerSpec(
+        id="x",
+        endpoint=spec.name,
+        engine=spec.engine,
+        model=facts.path,
+        served_names=spec.names(),
+        gpu_memory_mib=promise_mib if spec.gpus else None,
+        max_model_len=spec.max_model_len,
+        args=spec.engine_args,
+    )
+
+
+def _promise(gpus: int, promise_mib: int | None, facts: ModelFacts | None) -> int:
+    weights = facts.weights_mib if facts is not None else 0
+    if gpus == 0:
+        return cpu_need(weights)
+    return promise_mib if promise_mib is not None else gpu_need(weights, gpus)
+
+
+class EndpointStatuses:
+    """Tells how an endpoint does, out of what the manager sees and what requests want."""
+
+    def __init__(self, catalogue: Catalogue, scheduler: Scheduler, demand: Demand) -> None:
+        self._catalogue = catalogue
+        self._scheduler = scheduler
+        self._demand = demand
+
+    def __call__(self, spec: EndpointSpec) -> EndpointStatus:
+        """The status of one endpoint this instant."""
+        observed = self._scheduler.observed
+        workers = [worker for worker in observed.workers if worker.spec.endpoint == spec.name] if observed else []
+        state, reason = self._state(spec, workers, observed)
+        queue = self._demand.queues.get(spec.name)
+        return EndpointStatus(
+            state=state,
+            reason=reason,
+            workers=tuple(self._worker(worker) for worker in workers),
+            waiting=len(queue.waiters) if queue else 0,
+            eta_seconds=self._demand.eta_seconds(spec.name),
+            learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
+        )
+
+    def _worker(self, worker: ObservedWorker) -> WorkerView:
+        slot = self._demand.slots.get(worker.spec.id)
+        return WorkerView(
+            id=worker.spec.id,
+            state=worker.state.value,
+            residency=worker.residency.value,
+            gpus=worker.spec.gpus,
+            memory_mib=worker.spec.gpu_memory_mib,
+            in_flight=slot.in_flight if slot else 0,
+            since=worker.since,
+            draining=slot.draining if slot else False,
+            reason=worker.reason,
+            failure=worker.failure,
+        )
+
+    def _state(
+        self, spec: EndpointSpec, workers: list[ObservedWorker], observed: ObservedSet | None
+    ) -> tuple[str, str]:
+        states = {worker.state for worker in workers}
+        if WorkerState.READY in states:
+            return "hot", ""
+        if states & {WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING, WorkerState.BACKOFF}:
+            return "loading", next((worker.reason for worker in workers if worker.reason), "")
+        failed = next(
+            (worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None
+        )
+        if failed is not None:
+            return "failed", f"{failed.message} {failed.hint}".strip()
+        facts, why = self._catalogue.facts(spec)
+        if facts is None:
+            return self._state_of_download(spec, observed, why)
+        if observed is None:
+            return "cold", "the worker manager has not been seen yet"
+        return "cold", self._why_waiting(spec.name)
+
+    def _state_of_download(self, spec: EndpointSpec, observed: ObservedSet | None, why: str) -> tuple[str, str]:
+        download = self._catalogue.download_of(spec, observed.downloads if observed else ())
+        if download is not None and download.state is DownloadState.RUNNING:
+            total = f" of {download.bytes_total}" if download.bytes_total is not None else ""
+            return "downloading", f"{download.bytes_done}{total} bytes are here"
+        if download is not None and download.failure is not None:
+            return "failed", f"{download.failure.message} {download.failure.hint}".strip()
+        return "cold", why
+
+    def _why_waiting(self, name: str) -> str:
+        decided = self._scheduler.last_plan.decisions if self._scheduler.last_plan else ()
+        return next((one.reason for one in decided if one.endpoint == name), "")

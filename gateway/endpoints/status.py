@@ -1,0 +1,95 @@
+"""An endpoint as users see it: what it is, and how its workers do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gateway.endpoints.types import Endpoint, EndpointSpec
+from worker_manager.contract import Failure
+
+
+class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker in an endpoint's status."""
+
+    id: str
+    state: str
+    residency: str
+    gpus: tuple[str, ...]
+    memory_mib: int | None
+    in_flight: int
+    since: float
+    draining: bool = False
+    reason: str = ""
+    failure: Failure | None = None
+
+
+class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How an endpoint does this instant."""
+
+    state: str
+    """hot, loading, cold, downloading or failed."""
+    reason: str
+    workers: tuple[WorkerView, ...]
+    waiting: int
+    eta_seconds: float | None
+    learned: dict[str, Any] = {}
+
+
+class EndpointView(EndpointSpec, frozen=True, kw_only=True):
+    """An endpoint's fields and its status, in one object."""
+
+    created_at: float
+    updated_at: float
+    status: EndpointStatus
+
+
+class ModelState(msgspec.Struct, frozen=True, kw_only=True):
+    """What Hostler adds to a model in OpenAI's list."""
+
+    state: str
+    ready_workers: int
+    eta_seconds: float | None
+    max_model_len: int | None
+
+
+class ModelView(msgspec.Struct, frozen=True, kw_only=True):
+    """A model in OpenAI's shape."""
+
+    id: str
+    created: int
+    hostler: ModelState
+    object: str = "model"
+    owned_by: str = "hostler"
+
+
+class Statuses:
+    """Makes views of endpoints."""
+
+    def __init__(self, source: Callable[[EndpointSpec], EndpointStatus]) -> None:
+        self._source = source
+
+    def view(self, endpoint: Endpoint) -> EndpointView:
+        """The endpoint with its status."""
+        fields = {name: getattr(endpoint.spec, name) for name in EndpointSpec.__struct_fields__}
+        return EndpointView(
+            **fields,
+            created_at=endpoint.created_at,
+            updated_at=endpoint.updated_at,
+            status=self._source(endpoint.spec),
+        )
+
+    def model(self, endpoint: Endpoint, name: str) -> ModelView:
+        """The endpoint as a model under one of its names."""
+        status = self._source(endpoint.spec)
+        ready = sum(worker.state == "ready" for worker in status.workers)
+        return ModelView(
+            id=name,
+            created=int(endpoint.created_at),
+            hostler=ModelState(
+                state=status.state,
+                ready_workers=ready,
+                eta_seconds=status.eta_seconds,
+                max_model_len=endpoint.spec.max_model_len,
+            ),
+        )

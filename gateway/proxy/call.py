@@ -1,0 +1,92 @@
+"""One inference request on its way: what it asks for, and what has been sent to its client."""
+
+import os
+import re
+import time
+from typing import Any
+
+from gateway.errors import BadRequest
+from gateway.proxy.dialects import Dialect
+from gateway.proxy.upstream import Send
+
+REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+FORWARDED = frozenset(
+    {b"accept", b"content-type", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"}
+)
+"""Request headers an engine gets. Credentials and cookies stay here."""
+DROPPED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date", b"upgrade", b"trailer"})
+"""Response headers that belong to the connection behind us."""
+
+
+def request_id(headers: dict[bytes, bytes]) -> bytes:
+    """The caller's `x-request-id` where it is usable, else a fresh one of 32 hex digits."""
+    given = headers.get(b"x-request-id")
+    return given if given and REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+
+
+class Call:
+    """Everything about one request; only its own task touches it."""
+
+    def __init__(self, scope: dict[str, Any], send: Send, dialect: Dialect) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = request_id(self.headers)
+        self.send = send
+        self.dialect = dialect
+        self.body = b""
+        self.endpoint = ""
+        self.key = ""
+        self.worker = ""
+        self.stream = False
+        self.status = 0
+        self.started = False
+        """Whether the client has been sent a status."""
+        self.ended = False
+        """Whether the client has been sent a whole answer."""
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def upstream_head(self) -> bytes:
+        """The request's head as the engine gets it."""
+        target = self.path.encode("latin-1", "replace") + (b"?" + self.query if self.query else b"")
+        lines = [b"%s %s HTTP/1.1\r\nhost: engine\r\nx-request-id: %s" % (self.method.encode(), target, self.id)]
+        lines += [name + b": " + value for name, value in self.headers.items() if name in FORWARDED]
+        lines.append(b"content-length: %d\r\n\r\n" % len(self.body))
+        return b"\r\n".join(lines)
+
+    def own_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that Hostler adds to every answer."""
+        headers = [(b"x-request-id", self.id)]
+        if self.worker:
+            headers.append((b"x-hostler-worker", self.worker.encode()))
+            headers.append((b"x-hostler-queue-ms", b"%d" % round(self.waited * 1000)))
+        return headers
+
+    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Send the status; from here on the request can't be retried."""
+        self.started, self.status = True, status
+        await self.send({"type": "http.response.start", "status": status, "headers": headers + self.own_headers()})
+
+    async def write(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        await self.send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes = b"") -> None:
+        """Send the last piece of the body."""
+        self.ended = True
+        await self.send({"type": "http.response.body", "body": data, "more_body": False})
+
+    def patience(self, most: float) -> float:
+        """Seconds this request may wait for a worker: `x-hostler-timeout`, at most `most`. Raises BadRequest."""
+        given = self.headers.get(b"x-hostler-timeout")
+        if given is None:
+            return most
+        try:
+            seconds = float(given)
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < float("inf"):
+            raise BadRequest("The header x-hostler-timeout takes a number of seconds, such as 30")
+        return min(seconds, most)

@@ -1,0 +1,59 @@
+"""How each inference route speaks when it streams: its end marker and its error event. Pure."""
+
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.errors import GatewayError
+
+
+class Dialect(NamedTuple):
+    """What a stream of one family of routes looks like."""
+
+    name: str
+    end: bytes
+    """Bytes that occur only in the last event of a whole stream."""
+
+
+OPENAI = Dialect("openai", b"data: [DONE]")
+RESPONSES = Dialect("responses", b"event: response.completed")
+ANTHROPIC = Dialect("anthropic", b"event: message_stop")
+
+RESPONSES_ENDS = (b"event: response.completed", b"event: response.failed", b"event: response.incomplete")
+OVERLAP = 64
+"""Bytes kept from the chunk before: longer than any end marker, so one that was cut in two is still seen."""
+
+
+class StreamEnd:
+    """Sees a stream go by and knows whether it ended as a whole one does. Chunks may be cut anywhere."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._ends = RESPONSES_ENDS if dialect is RESPONSES else (dialect.end,)
+        self._tail = b""
+        self.seen = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Look at the next bytes of the stream."""
+        window = self._tail + chunk
+        for end in self._ends:
+            if end in window:
+                self.seen = True
+        self._tail = window[-OVERLAP:]
+
+
+def error_event(dialect: Dialect, error: GatewayError) -> bytes:
+    """The bytes that end a broken stream so that the route's own clients raise, with our message."""
+    detail: dict[str, object] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if dialect is ANTHROPIC:
+        short = {"type": "error", "error": {"type": error.type, "message": error.message}}
+        return b"event: error\ndata: " + msgspec.json.encode(short) + b"\n\n"
+    if dialect is RESPONSES:
+        body = {"type": "error", "code": error.code, "message": error.message, "param": error.param, "error": detail}
+        return b"event: error\ndata: " + msgspec.json.encode(body) + b"\n\n"
+    return b"data: " + msgspec.json.encode({"error": detail}) + b"\n\ndata: [DONE]\n\n"
+
+
+def heartbeat(endpoint: str, eta_seconds: float | None) -> bytes:
+    """An SSE comment: clients ignore it, proxies and people see that something happens."""
+    eta = f", about {eta_seconds:.0f} s left" if eta_seconds is not None else ""
+    return f": loading {endpoint}{eta}\n\n".encode()

@@ -1,0 +1,264 @@
+"""One inference call from its lease to its last byte: wait for a worker, forward, pump, mend what breaks."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+import structlog
+
+from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound
+from gateway.proxy.call import DROPPED, Call
+from gateway.proxy.dialects import RESPONSES, StreamEnd, error_event, heartbeat
+from gateway.proxy.pool import Pool
+from gateway.proxy.responses import ResponseIds
+from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
+from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+ERROR_BODY_LIMIT = 64 * 1024
+"""Bytes of an engine's error that are passed on inside a stream that has begun."""
+ATTEMPTS = 2
+STREAM_HEADERS = [
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+class Worker(Protocol):
+    """The worker a lease is for."""
+
+    id: str
+    endpoint: str
+    socket: Path
+
+
+class Lease(Protocol):
+    """The right to send one request to one worker."""
+
+    @property
+    def slot(self) -> Worker:
+        """The worker."""
+        ...
+
+    @property
+    def waited(self) -> float:
+        """Seconds the request waited for it."""
+        ...
+
+
+LeaseT = TypeVar("LeaseT", bound=Lease)
+
+
+class Leases(Protocol[LeaseT]):
+    """Where workers come from (`scheduling.demand.Demand`)."""
+
+    def try_acquire(self, endpoint: str, avoid: frozenset[str]) -> LeaseT | None:
+        """A lease, if a worker is free this instant."""
+        ...
+
+    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str]) -> LeaseT:
+        """A lease, after waiting."""
+        ...
+
+    def acquire_worker(self, worker_id: str) -> LeaseT | None:
+        """A lease on this very worker, if it is ready."""
+        ...
+
+    def release(self, lease: LeaseT) -> None:
+        """Give it back."""
+        ...
+
+    def mark_unreachable(self, worker_id: str) -> None:
+        """The worker took no connection."""
+        ...
+
+    def eta_seconds(self, endpoint: str) -> float | None:
+        """Seconds until a worker should be ready."""
+        ...
+
+
+class TryAnother(Exception):
+    """The chosen worker can't answer, and the client has not seen a byte: another one may."""
+
+    def __init__(self, error: GatewayError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Relay(Generic[LeaseT]):
+    """Carries calls to workers and answers back."""
+
+    def __init__(self, leases: Leases[LeaseT], pool: Pool, limits: Settings) -> None:
+        self._leases = leases
+        self._pool = pool
+        self._limits = limits
+        self.response_ids = ResponseIds()
+
+    async def run(self, call: Call) -> None:
+        """Carry one call. Raises GatewayError; if the client has seen a status the error is for the log only."""
+        patience = call.patience(self._limits.queue_seconds)
+        avoid: frozenset[str] = frozenset()
+        for attempt in range(1, ATTEMPTS + 1):
+            lease = self._leases.try_acquire(call.endpoint, avoid) or await self._wait(call, patience, avoid)
+            call.worker, call.waited = lease.slot.id, call.waited + lease.waited
+            try:
+                await self._attempt(call, lease.slot.socket)
+            except TryAnother as failed:
+                log.warning("worker did not answer", worker=call.worker, attempt=attempt, problem=failed.error.message)
+                avoid |= {call.worker}
+                if attempt == ATTEMPTS:
+                    raise failed.error from failed
+            else:
+                return
+            finally:
+                self._leases.release(lease)
+
+    async def run_about_response(self, call: Call, response_id: str, allowed: Callable[[str], bool]) -> None:
+        """Carry a call about a response that exists to the worker that made it. Raises NotFound if it is gone."""
+        worker = self.response_ids.worker(response_id)
+        lease = self._leases.acquire_worker(worker) if worker is not None else None
+        if lease is None:
+            raise lost_response(response_id)
+        try:
+            if not allowed(lease.slot.endpoint):
+                raise lost_response(response_id)
+            call.worker, call.endpoint = lease.slot.id, lease.slot.endpoint
+            await self._attempt(call, lease.slot.socket)
+        except TryAnother as failed:
+            raise failed.error from failed
+        finally:
+            self._leases.release(lease)
+
+    # waiting for a worker
+
+    async def _wait(self, call: Call, patience: float, avoid: frozenset[str]) -> LeaseT:
+        if not call.stream:
+            return await self._leases.acquire(call.endpoint, patience, avoid)
+        waiting = asyncio.ensure_future(self._leases.acquire(call.endpoint, patience, avoid))
+        try:
+            pause = self._limits.stream_grace_seconds
+            while not (await asyncio.wait({waiting}, timeout=pause))[0]:
+                if not call.started:
+                    await call.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS])
+                await call.write(heartbeat(call.endpoint, self._leases.eta_seconds(call.endpoint)))
+                pause = self._limits.heartbeat_seconds
+            return waiting.result()
+        except asyncio.CancelledError:
+            await self._give_up(waiting)
+            raise
+
+    async def _give_up(self, waiting: "asyncio.Future[LeaseT]") -> None:
+        """The client has gone: a lease that was granted in this very moment goes back."""
+        waiting.cancel()
+        await asyncio.wait({waiting})
+        if not waiting.cancelled() and waiting.exception() is None:
+            self._leases.release(waiting.result())
+
+    # one attempt
+
+    async def _attempt(self, call: Call, socket: Path) -> None:
+        connection = await self._open(call, socket)
+        try:
+            await self._answer(call, connection)
+        finally:
+            self._pool.release(socket, connection)
+
+    async def _open(self, call: Call, socket: Path) -> Connection:
+        """A connection whose answer has begun. Raises TryAnother, EngineTooSlow."""
+        fresh = False
+        while True:
+            connection, reused = await self._connect(call, socket, fresh=fresh)
+            try:
+                connection.request(call.upstream_head(), call.body)
+                await connection.head(self._limits.first_byte_seconds)
+            except UpstreamClosed as closed:
+                connection.abort()
+                if reused and not connection.answered:
+                    fresh = True  # the engine closed an idle connection as we took it: not one byte was answered
+                    continue
+                raise TryAnother(EngineBroke(broke(call, "closed the connection before its answer"))) from closed
+            except UpstreamMalformed as malformed:
+                connection.abort()
+                raise EngineBroke(broke(call, f"sent what is not HTTP ({malformed})")) from malformed
+            except UpstreamSilent as silent:
+                connection.abort()
+                raise EngineTooSlow(
+                    f"The worker of '{call.endpoint}' did not begin its answer within "
+                    f"{self._limits.first_byte_seconds:g} s (HOSTLER_FIRST_BYTE_SECONDS)"
+                ) from silent
+            except BaseException:
+                connection.abort()
+                raise
+            return connection
+
+    async def _connect(self, call: Call, socket: Path, *, fresh: bool) -> tuple[Connection, bool]:
+        try:
+            return await self._pool.acquire(socket, fresh=fresh)
+        except (OSError, TimeoutError) as problem:
+            self._leases.mark_unreachable(call.worker)
+            raise TryAnother(EngineBroke(broke(call, "takes no connection"))) from problem
+
+    async def _answer(self, call: Call, connection: Connection) -> None:
+        streams = any(name == b"content-type" and b"text/event-stream" in value for name, value in connection.headers)
+        if call.started and not streams:
+            await self._error_into_stream(call, connection)
+            return
+        if not call.started:
+            headers = [header for header in connection.headers if header[0] not in DROPPED]
+            if streams:
+                headers = [header for header in headers if header[0] != b"cache-control"] + STREAM_HEADERS
+            await call.start(connection.status, headers)
+        if streams:
+            await self._pump_stream(call, connection)
+        else:
+            await self._pump_body(call, connection)
+
+    async def _pump_body(self, call: Call, connection: Connection) -> None:
+        watcher = self.response_ids.watcher(call.worker) if call.dialect is RESPONSES else None
+        try:
+            await connection.pump(call.send, self._limits.stall_seconds, watcher)
+        except UpstreamError as problem:
+            # a status and a length are out already: only a cut connection tells the client that this is not all
+            raise EngineBroke(broke(call, f"broke off in the middle of its answer: {problem}")) from problem
+        await call.end()
+
+    async def _pump_stream(self, call: Call, connection: Connection) -> None:
+        end = StreamEnd(call.dialect)
+        watcher = self.response_ids.watcher(call.worker, end) if call.dialect is RESPONSES else end
+        problem: UpstreamError | None = None
+        try:
+            await connection.pump(call.send, self._limits.stall_seconds, watcher)
+        except UpstreamError as caught:
+            problem = caught
+        if problem is None and end.seen:
+            await call.end()
+            return
+        how = "stalled" if isinstance(problem, UpstreamSilent) else "ended"
+        error = EngineBroke(broke(call, f"{how} in the middle of the stream"))
+        await call.end(error_event(call.dialect, error))
+        raise error from problem
+
+    async def _error_into_stream(self, call: Call, connection: Connection) -> None:
+        """The stream has begun with heartbeats, and the engine answers with an error: it becomes an event."""
+        try:
+            body = await connection.read(self._limits.stall_seconds, ERROR_BODY_LIMIT)
+        except UpstreamError:
+            body = b""
+        detail = body.decode("utf-8", "replace")
+        error = EngineBroke(f"The engine of '{call.endpoint}' refused with status {connection.status}: {detail}")
+        await call.end(error_event(call.dialect, error))
+        raise error
+
+
+def broke(call: Call, what: str) -> str:
+    """The sentence for an engine that failed a call."""
+    return f"The worker of '{call.endpoint}' {what}: try again; GET /api/endpoints/{call.endpoint} tells how its workers do"
+
+
+def lost_response(response_id: str) -> NotFound:
+    """The refusal of a response id that no living worker made."""
+    return NotFound(
+        f"No worker that runs now has made the response '{response_id}': it is gone with its worker, or never was"
+    )

@@ -1,0 +1,205 @@
+"""The raw ASGI entry of every inference route: credential, body, model, then the relay. Nothing is rebuilt."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import structlog
+
+from gateway.errors import (
+    BodyTooLarge,
+    ClientGone,
+    GatewayError,
+    InternalError,
+    MethodNotAllowed,
+    RequestTimeout,
+)
+from gateway.metrics import Metrics
+from gateway.proxy.call import Call
+from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
+from gateway.proxy.peek import peek
+from gateway.proxy.relay import Relay, lost_response
+from gateway.proxy.upstream import Send
+from gateway.proxy.watch import Receive, abandoned_with_client
+from gateway.types import Principal, Scope
+
+log = structlog.get_logger(__name__)
+
+INFERENCE_ROUTES: dict[str, Dialect] = {
+    "/v1/chat/completions": OPENAI,
+    "/v1/completions": OPENAI,
+    "/v1/embeddings": OPENAI,
+    "/v1/responses": RESPONSES,
+    "/v1/rerank": OPENAI,
+    "/v1/score": OPENAI,
+    "/v1/pooling": OPENAI,
+    "/v1/classify": OPENAI,
+    "/v1/messages": ANTHROPIC,
+    "/v1/messages/count_tokens": ANTHROPIC,
+    "/tokenize": OPENAI,
+    "/detokenize": OPENAI,
+    "/v1/audio/transcriptions": OPENAI,
+    "/v1/audio/translations": OPENAI,
+}
+"""Every path that is forwarded, all of them POST. Any other engine route is answered 404 by the router."""
+
+ENGINE_PATHS = {"/v1/pooling": "/pooling", "/v1/classify": "/classify"}
+"""Where vLLM serves a route under another path than ours."""
+
+
+class Target(Protocol):
+    """What the relay has to know of an endpoint."""
+
+    @property
+    def name(self) -> str:
+        """Its own name, whatever it was called by."""
+        ...
+
+
+class Gatekeeper(Protocol):
+    """Who may do what (`access.keyring.Keyring`)."""
+
+    def authorize(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> Principal:
+        """Raise Unauthorized or Forbidden."""
+        ...
+
+
+Resolve = Callable[[str, Callable[[str], bool]], Target]
+
+
+class InferenceEntry:
+    """One ASGI callable for all inference routes."""
+
+    def __init__(
+        self,
+        gatekeeper: Gatekeeper,
+        resolve: Resolve,
+        relay: Relay[Any],
+        metrics: Metrics,
+        *,
+        max_body_bytes: int,
+        body_seconds: float,
+    ) -> None:
+        self._gatekeeper = gatekeeper
+        self._resolve = resolve
+        self._relay = relay
+        self._metrics = metrics
+        self._max_body_bytes = max_body_bytes
+        self._body_seconds = body_seconds
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens."""
+        call = Call(scope, send, INFERENCE_ROUTES.get(scope["path"].rstrip("/") or "/", RESPONSES))
+        error: GatewayError | None = None
+        try:
+            await self._answer(call, receive)
+        except GatewayError as caught:
+            error = caught
+        except asyncio.CancelledError:
+            error = ClientGone("The gateway was stopped")
+            raise
+        except Exception:  # the root of a request's task: whatever is not ours to foresee becomes a 500 and a log line
+            log.exception("request failed", request_id=call.id.decode())
+            error = InternalError(
+                f"The gateway failed on this request; its log has the cause under the request id {call.id.decode()}"
+            )
+        finally:
+            self._account(call, error)
+        if error is not None and not call.ended:
+            await self._refuse(call, error)
+
+    async def _answer(self, call: Call, receive: Receive) -> None:
+        principal = self._gatekeeper.authorize(call.headers.items(), Scope.INFERENCE)
+        call.key = principal.key_id
+        call.path = call.path.rstrip("/")
+        if call.path.startswith("/v1/responses/"):
+            await self._answer_about_response(call, receive, principal)
+            return
+        if call.method != "POST":
+            raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
+        call.body = await self._body(call, receive)
+        model, call.stream = peek(call.body, call.headers.get(b"content-type", b""))
+        call.endpoint = self._resolve(model, principal.may_use).name
+        call.path = ENGINE_PATHS.get(call.path, call.path)
+        async with abandoned_with_client(receive):
+            await self._relay.run(call)
+
+    async def _answer_about_response(self, call: Call, receive: Receive, principal: Principal) -> None:
+        """`GET /v1/responses/{id}` and `POST /v1/responses/{id}/cancel` go to the worker that made it."""
+        response_id, _, verb = call.path.removeprefix("/v1/responses/").partition("/")
+        allowed = {"": "GET", "cancel": "POST"}.get(verb)
+        if allowed is None:
+            raise lost_response(response_id)
+        if call.method != allowed:
+            raise MethodNotAllowed(f"{call.path} takes {allowed}, not {call.method}")
+        call.body = await self._body(call, receive)
+        async with abandoned_with_client(receive):
+            await self._relay.run_about_response(call, response_id, principal.may_use)
+
+    async def _body(self, call: Call, receive: Receive) -> bytes:
+        """The whole body. Raises BodyTooLarge before reading one that says so, RequestTimeout, ClientGone."""
+        length = call.headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._max_body_bytes:
+            raise self._too_large()
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(self._body_seconds):
+                    message = await receive()
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"The request's body stopped coming for {self._body_seconds:g} s: send it whole"
+                ) from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone("The client hung up before its request was whole")
+            part = message.get("body", b"")
+            size += len(part)
+            if size > self._max_body_bytes:
+                raise self._too_large()
+            parts.append(part)
+            if not message.get("more_body", False):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body is larger than {self._max_body_bytes // 2**20} MiB (HOSTLER_MAX_BODY_MIB): send less, or ask the "
+            "operator to raise it"
+        )
+
+    async def _refuse(self, call: Call, error: GatewayError) -> None:
+        if isinstance(error, ClientGone):
+            return
+        if not call.started:
+            body = error.body()
+            close = [(b"connection", b"close")] if isinstance(error, (BodyTooLarge, RequestTimeout)) else []
+            length = (b"content-length", str(len(body)).encode())
+            await call.start(error.status, [*error.headers(), length, *close])
+            await call.end(body)
+        elif call.stream:
+            await call.end(error_event(call.dialect, error))
+        # else: a status and a length are out; returning with the answer unfinished makes the server cut the connection
+
+    def _account(self, call: Call, error: GatewayError | None) -> None:
+        status = call.status if error is None else error.status
+        seconds = time.perf_counter() - call.began
+        endpoint = call.endpoint or "-"
+        self._metrics.requests.labels(endpoint, status).inc()
+        if call.endpoint:
+            self._metrics.duration.labels(endpoint).observe(seconds)
+            self._metrics.queued.labels(endpoint).observe(call.waited)
+        log.info(
+            "request",
+            request_id=call.id.decode(),
+            method=call.method,
+            path=call.path,
+            status=status,
+            endpoint=endpoint,
+            worker=call.worker or None,
+            key=call.key or None,
+            ms=round(seconds * 1000, 1),
+            queue_ms=round(call.waited * 1000, 1),
+            stream=call.stream,
+            error=error.code if error is not None else None,
+        )

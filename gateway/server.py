@@ -1,0 +1,121 @@
+"""uvicorn as Hostler runs it: uvloop, httptools with limits on a header's bytes and time, one error shape, drain."""
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.errors import BadRequest, GatewayError, HeaderTooLarge, RequestTimeout
+from gateway.settings import Settings
+
+LINGER_SECONDS = 1.0
+"""After a refusal: how long what the client still sends is read and thrown away."""
+REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One client connection. httptools itself would take a header of any size, and wait for it for ever."""
+
+    header_kib = 64
+    header_seconds = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._refused = False
+        self._await_header()
+
+    def _await_header(self) -> None:
+        self._header_bytes = 0
+        self._in_header = True
+        self._stop_clock()
+        self._deadline = self.loop.call_later(self.header_seconds, self._header_is_late)
+
+    def _stop_clock(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _header_is_late(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self._header_bytes == 0:
+            self.transport.close()  # a connection that never said a word needs no answer
+            return
+        self._refuse(
+            RequestTimeout(f"The request's header was not complete within {self.header_seconds:g} s: send it whole")
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._in_header:
+            super().data_received(data)
+            return
+        self._header_bytes += len(data)
+        # only a header that is still incomplete after this piece can be too large: the rest may be body
+        if self._header_bytes > self.header_kib * 1024 and b"\r\n\r\n" not in data[: self.header_kib * 1024]:
+            self._refuse(
+                HeaderTooLarge(
+                    f"The request's header is larger than {self.header_kib} KiB (HOSTLER_MAX_HEADER_KIB): send less"
+                )
+            )
+            return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if not self._in_header:
+            self._await_header()
+
+    def on_headers_complete(self) -> None:
+        self._in_header = False
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(BadRequest(f"This is not an HTTP/1.1 request: {msg}"))
+
+    def _refuse(self, error: GatewayError) -> None:
+        body = error.body()
+        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self.transport.write(head % (error.status, REASONS[error.status], len(body)) + body)
+        # closing with unread bytes would reset the connection and lose the answer: end our side, let the client end its
+        self._refused = True
+        self._stop_clock()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+
+def guarded(settings: Settings) -> type[GuardedProtocol]:
+    """The protocol with these limits."""
+    limits = {"header_kib": settings.max_header_kib, "header_seconds": settings.header_seconds}
+    return type("LimitedProtocol", (GuardedProtocol,), limits)
+
+
+def serve(app: Any, settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT: then no new connection, running requests up to the drain bound, and out."""
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=guarded(settings),
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        backlog=2048,
+        timeout_keep_alive=round(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+    )
+    uvicorn.Server(config).run()

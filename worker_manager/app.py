@@ -1,0 +1,178 @@
+"""The composition root: makes every part from the settings, and serves them on the Unix socket."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping
+
+import structlog
+import uvicorn
+from litestar import Litestar
+
+from worker_manager import host, logs, routes
+from worker_manager.contract import Gpu, HostFacts
+from worker_manager.downloads import Downloads
+from worker_manager.gpus import GpuInventory, attribute
+from worker_manager.launchers.base import Launcher, Unit
+from worker_manager.launchers.choice import LauncherName, choose, make_launcher
+from worker_manager.listener import check_lengths, listen
+from worker_manager.observation import Observation
+from worker_manager.settings import Settings
+from worker_manager.supervisor import Supervisor
+
+STOP_SECONDS = 2
+HOST_SECONDS = 10.0
+
+logger = structlog.get_logger()
+
+
+class Manager:
+    """All parts of one running manager."""
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], kind: LauncherName) -> None:
+        self.settings = settings
+        self.inventory = GpuInventory()
+        self.kind = kind
+        self.device = settings.device
+        self.images: tuple[str, ...] = ()
+        self.launcher: Launcher = make_launcher(
+            kind,
+            settings,
+            environ=environ,
+            device=lambda: self.device,
+            gpu_totals=lambda: {gpu.uuid: gpu.memory_total_mib for gpu in self.supervisor.gpus},
+        )
+        self.downloads = Downloads(self.launcher, offline=settings.offline, on_change=self._changed)
+        self.supervisor = Supervisor(
+            self.launcher,
+            engines=settings.engines,
+            load_seconds=settings.load_seconds,
+            stop_seconds=settings.stop_seconds,
+            gpus=self._gpus,
+            on_units=self.downloads.observe,
+            on_change=self._changed,
+        )
+        self.observation = Observation(
+            generation=lambda: self.supervisor.generation,
+            workers=self.supervisor.observed,
+            downloads=self.downloads.list,
+            host=self.host_facts,
+        )
+
+    def host_facts(self) -> HostFacts:
+        """Facts about this machine as it is."""
+        total, available = host.memory_mib()
+        return HostFacts(
+            launcher=self.kind,
+            device="cuda" if self.device == "cuda" else "cpu",
+            gpus=self.supervisor.gpus if self.device == "cuda" else (),
+            driver=self.inventory.driver,
+            memory_total_mib=total,
+            memory_available_mib=available,
+            models_disk_free_mib=host.disk_free_mib(self.settings.models),
+            images=self.images,
+        )
+
+    @contextlib.asynccontextmanager
+    async def running(self, _app: Litestar) -> AsyncIterator[None]:
+        """The loops run while the server does. Workers outlive both."""
+        await self._find_device()
+        tasks = [
+            asyncio.create_task(self.supervisor.run(), name="supervisor"),
+            asyncio.create_task(self.downloads.run(), name="downloads"),
+            asyncio.create_task(self._watch_images(), name="images"),
+        ]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    logger.error("loop_ended", cause=repr(ended))
+            await self.launcher.close()
+            self.inventory.close()
+
+    def _changed(self) -> None:
+        self.observation.changed()
+
+    async def _gpus(self, units: dict[str, Unit]) -> tuple[Gpu, ...]:
+        return attribute(await self.inventory.read(), units)
+
+    async def _find_device(self) -> None:
+        """What engines compute on: as set, else the GPUs if there are any."""
+        gpus = await self.inventory.read()
+        if self.device == "auto":
+            self.device = "cuda" if gpus else "cpu"
+        logger.info("manager_starts", launcher=self.kind, device=self.device, gpus=len(gpus))
+
+    async def _watch_images(self) -> None:
+        """Images come and go rarely; asked now and then, beside the loop."""
+        while True:
+            try:
+                images = await self.launcher.images()
+                if images != self.images:
+                    self.images = images
+                    self._changed()
+            except Exception as error:  # noqa: BLE001 - a task root: facts about the host are not worth a manager
+                logger.warning("images_unknown", cause=str(error))
+            await asyncio.sleep(HOST_SECONDS)
+
+
+def make_app(manager: Manager) -> Litestar:
+    """The HTTP application of a manager."""
+    return Litestar(
+        route_handlers=routes.handlers(manager.observation, manager.supervisor, manager.downloads),
+        exception_handlers={Exception: routes.answer_error},
+        lifespan=[manager.running],
+        request_max_body_size=routes.BODY_LIMIT_BYTES,
+        openapi_config=None,
+        logging_config=None,
+    )
+
+
+def serve(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Listen and serve until TERM or INT. Raises `ListenError`."""
+    logs.configure(settings.log_level, settings.log_format)
+    check_lengths(settings.manager_socket, settings.engines)
+    listener = listen(settings.manager_socket)
+    try:
+        asyncio.run(_serve(settings, environ, listener))
+    finally:
+        settings.manager_socket.unlink(missing_ok=True)
+
+
+async def _serve(settings: Settings, environ: Mapping[str, str], listener: socket.socket) -> None:
+    manager = Manager(settings, environ, await choose(settings))
+    config = uvicorn.Config(
+        make_app(manager),
+        loop="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again once it has stopped; by then all is done, and the process ends with 0
+        signal.signal(number, lambda *_: None)
+    await uvicorn.Server(config).serve(sockets=[listener])
+
+
+async def stop_workers(settings: Settings, environ: Mapping[str, str]) -> int:
+    """Stop and remove every unit of this Hostler, workers and jobs; returns how many there were."""
+    manager = Manager(settings, environ, await choose(settings))
+    launcher = manager.launcher
+
+    async def end(unit: Unit) -> None:
+        await launcher.stop(unit.id, settings.stop_seconds)
+        await launcher.remove(unit.id)
+
+    try:
+        units = await launcher.units()
+        await asyncio.gather(*(end(unit) for unit in units))
+    finally:
+        await launcher.close()
+        manager.inventory.close()
+    return len(units)

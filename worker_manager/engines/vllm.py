@@ -1,0 +1,99 @@
+"""vLLM's command line and environment: pure translations of a `WorkerSpec`.
+
+Written against vLLM 0.32; every name in `contract.ENGINE_FLAGS` exists there.
+"""
+
+from collections.abc import Mapping
+from math import floor
+
+from worker_manager.contract import FlagValue, WorkerSpec
+
+STOP_MARGIN_SECONDS = 5.0
+"""The engine gives up its last requests this long before it would be killed, so that it can still clean up."""
+KEEP_ALIVE_SECONDS = 120
+"""The engine closes idle connections later than the gateway does, so that none is closed while it is being used."""
+
+QUIET_FLAGS = (
+    "--disable-uvicorn-access-log",
+    "--no-enable-log-requests",  # prompts never reach a log
+    "--no-enable-log-outputs",
+    "--no-enable-log-deltas",
+)
+
+
+def serve_arguments(
+    spec: WorkerSpec,
+    *,
+    model_folder: str,
+    socket: str,
+    stop_seconds: float,
+    gpu_totals_mib: Mapping[str, int],
+) -> tuple[str, ...]:
+    """The words after `vllm serve`.
+
+    `model_folder` and `socket` are paths as the engine sees them; `gpu_totals_mib` holds each GPU's memory by UUID.
+    Values are joined to their flag by `=`, so that no value can pass for a flag.
+    """
+    words = [model_folder, f"--uds={socket}", "--served-model-name", *spec.served_names]
+    words.append(f"--shutdown-timeout={max(0, floor(stop_seconds - STOP_MARGIN_SECONDS))}")
+    words.extend(QUIET_FLAGS)
+    if spec.max_model_len is not None:
+        words.append(f"--max-model-len={spec.max_model_len}")
+    utilization = memory_utilization(spec, gpu_totals_mib)
+    if utilization is not None and "kv-cache-memory-bytes" not in spec.args:
+        words.append(f"--gpu-memory-utilization={utilization:.4f}")
+    if len(spec.gpus) > 1 and not _parallel_by_choice(spec):
+        words.append(f"--tensor-parallel-size={len(spec.gpus)}")
+    words.extend(flag_words(name, value) for name, value in sorted(spec.args.items()))
+    return tuple(words)
+
+
+def memory_utilization(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int]) -> float | None:
+    """The promised part of the smallest card, rounded down to 4 places; None where nothing was promised."""
+    totals = [gpu_totals_mib[uuid] for uuid in spec.gpus if gpu_totals_mib.get(uuid)]
+    if spec.gpu_memory_mib is None or not totals:
+        return None
+    return min(1.0, floor(spec.gpu_memory_mib / min(totals) * 10_000) / 10_000)
+
+
+def flag_words(name: str, value: FlagValue) -> str:
+    """One engine flag as one word."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name}={value}"
+
+
+def environment(
+    spec: WorkerSpec, *, home: str, cpu_kv_cache_gib: float, device: str, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """The engine's environment: caches below `home`, no hub, no telemetry; `extra` comes last and wins."""
+    values = {
+        "HOME": home,
+        "USER": "hostler",  # without a passwd entry, getpass asks the environment
+        "LOGNAME": "hostler",
+        "XDG_CACHE_HOME": f"{home}/xdg",
+        "XDG_CONFIG_HOME": f"{home}/config",
+        "VLLM_CACHE_ROOT": f"{home}/vllm",
+        "VLLM_CONFIG_ROOT": f"{home}/config/vllm",
+        "TORCHINDUCTOR_CACHE_DIR": f"{home}/torchinductor",
+        "TRITON_CACHE_DIR": f"{home}/triton",
+        "FLASHINFER_WORKSPACE_BASE": home,
+        "HF_HOME": f"{home}/huggingface",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": str(KEEP_ALIVE_SECONDS),
+        "PYTHONUNBUFFERED": "1",
+    }
+    if device == "cpu":
+        values["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(cpu_kv_cache_gib)))
+    if len(spec.gpus) > 1:
+        values["NCCL_SOCKET_IFNAME"] = "lo"  # there is no other interface, and NCCL leaves out loopback by itself
+        values["GLOO_SOCKET_IFNAME"] = "lo"
+    return values | dict(extra)
+
+
+def _parallel_by_choice(spec: WorkerSpec) -> bool:
+    """Whether the endpoint itself says how its GPUs work together."""
+    return any(name in spec.args for name in ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size"))

@@ -1,0 +1,370 @@
+"""The loop that makes the observed set the desired set. It alone owns the workers' state.
+
+Each pass lists the units, asks `reconcile` what follows, and starts the actions as tasks, so that a slow stop of one
+worker never holds up another. Events of the launcher start a pass at once; without any, one runs every ten seconds.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from worker_manager import reconcile as rules
+from worker_manager.contract import (
+    ENGINE_SOCKET,
+    DesiredSet,
+    Failure,
+    FailureKind,
+    Gpu,
+    ObservedWorker,
+    Residency,
+    WorkerSpec,
+    WorkerState,
+)
+from worker_manager.engines import readiness
+from worker_manager.engines.diagnosis import diagnose
+from worker_manager.launchers.base import (
+    ImageMissingError,
+    Launcher,
+    LauncherError,
+    LauncherUnavailableError,
+    Unit,
+    UnitKind,
+)
+from worker_manager.policy import PolicyRefusal
+from worker_manager.reconcile import Tracked
+
+RELIST_SECONDS = 10.0
+WAITING_PASS_SECONDS = 1.0
+RETRY_SECONDS = 1.0
+PROBE_SECONDS = 0.25
+PROBE_MAX_SECONDS = 2.0
+SETTLE_SECONDS = 5.0
+LOG_LINES = 200
+
+logger = structlog.get_logger()
+
+
+class StaleGenerationError(Exception):
+    """A desired set came that is older than the one taken before."""
+
+    def __init__(self, sent: int, taken: int) -> None:
+        super().__init__(f"desired set {sent} is older than {taken}, which was taken before")
+
+
+class Supervisor:
+    """Runs the workers of one launcher. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        *,
+        engines: Path,
+        load_seconds: float,
+        stop_seconds: float,
+        gpus: Callable[[dict[str, Unit]], Awaitable[tuple[Gpu, ...]]],
+        on_units: Callable[[list[Unit]], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """`gpus` reads the inventory, `on_units` gets each listing, `on_change` hears of every change of a state."""
+        self.generation = 0
+        self.gpus: tuple[Gpu, ...] = ()
+        self._launcher = launcher
+        self._engines = engines
+        self._limits = rules.Limits(load_seconds=load_seconds)
+        self._stop_seconds = stop_seconds
+        self._read_gpus = gpus
+        self._on_units = on_units
+        self._on_change = on_change
+        self._desired: DesiredSet | None = None
+        self._tracked: dict[str, Tracked] = {}
+        self._units: dict[str, Unit] = {}
+        self._actions: dict[str, asyncio.Task[None]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._failing = False
+        self._listed = False
+
+    async def run(self) -> None:
+        """Until cancelled; then all tasks end and the workers live on."""
+        feed = asyncio.create_task(self._follow_events(), name="launcher-events")
+        try:
+            while True:
+                self._wake.clear()
+                await self._pass_safely()
+                await self._sleep()
+        finally:
+            tasks = [feed, *self._actions.values(), *self._probes.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Something may have changed: look at once."""
+        self._wake.set()
+
+    def take(self, desired: DesiredSet) -> None:
+        """Make this the desired set. Raises `StaleGenerationError`."""
+        if desired.generation < self.generation:
+            raise StaleGenerationError(desired.generation, self.generation)
+        self._desired = desired
+        self.generation = desired.generation
+        self._on_change()
+        self.wake()
+
+    async def settled(self) -> None:
+        """Returns once the first look is done and every adopted worker was probed once; bounded in time."""
+        try:
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self._settled.wait()
+        except TimeoutError:
+            self._settled.set()  # who asks next shall not wait again
+
+    def observed(self) -> tuple[ObservedWorker, ...]:
+        """Every worker that exists or should."""
+        return tuple(_observed(known) for _, known in sorted(self._tracked.items()))
+
+    async def log(self, worker: str, lines: int) -> tuple[str, ...] | None:
+        """The last lines of a worker's log; those of its last death if it has no unit; None if unknown."""
+        known = self._tracked.get(worker)
+        if known is None:
+            return None
+        if worker in self._units:
+            return await self._launcher.log(worker, lines)
+        return known.failure.log_tail[-lines:] if known.failure is not None else ()
+
+    # the loop
+
+    async def _sleep(self) -> None:
+        waiting = any(known.state is WorkerState.WAITING for known in self._tracked.values())
+        seconds = WAITING_PASS_SECONDS if waiting else RELIST_SECONDS
+        if self._failing:
+            seconds = RETRY_SECONDS
+        deadline = rules.next_deadline(self._tracked, self._limits)
+        if deadline is not None:
+            seconds = min(seconds, max(0.05, deadline - time.time() + 0.01))
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+
+    async def _pass_safely(self) -> None:
+        """One pass; a launcher that does not answer is logged once and asked again."""
+        try:
+            await self._pass()
+        except LauncherError as error:
+            if not self._failing:
+                logger.warning("launcher_unavailable", cause=str(error))
+            self._failing = True
+        except Exception:
+            # a task root: a bug in one pass must not end the supervision of workers
+            logger.exception("pass_failed")
+            self._failing = True
+        else:
+            if self._failing:
+                logger.info("launcher_available")
+            self._failing = False
+
+    async def _pass(self) -> None:
+        busy = set(self._actions)  # what is under way while we list may be seen half done
+        units = await self._launcher.units()
+        self._on_units(units)
+        self._units = {unit.id: unit for unit in units if unit.kind is UnitKind.WORKER}
+        before, self.gpus = self.gpus, await self._read_gpus(self._units)
+        actions = rules.reconcile(
+            self._desired,
+            self._tracked,
+            self._units,
+            busy=frozenset(busy | self._actions.keys()),
+            gpus=self.gpus,
+            limits=self._limits,
+            now=time.time(),
+        )
+        for action in actions:
+            self._act(action)
+        self._listed = True
+        self._check_settled()
+        if before != self.gpus:
+            self._on_change()
+
+    def _act(self, action: rules.Action) -> None:
+        """What only changes state is done here; what calls the launcher becomes a task."""
+        now, known = time.time(), self._tracked.get(action.id)
+        match action:
+            case rules.Adopt(id=worker, spec=spec, running=running):
+                logger.info("worker_adopted", worker=worker, running=running)
+                self._set(worker, rules.adopted(spec, known, now, running=running))
+            case rules.Track(id=worker, spec=spec):
+                self._set(worker, rules.fresh(spec, now))
+                self.wake()
+            case rules.Forget(id=worker):
+                self._set(worker, None)
+            case rules.Wait(id=worker, reason=reason) if known is not None:
+                self._set(worker, rules.entered(known, WorkerState.WAITING, now, reason))
+            case rules.GiveUp(id=worker, failure=failure) if known is not None:
+                self._set(worker, rules.failed(known, failure, now))
+            case rules.Start(id=worker, spec=spec) if known is not None:
+                self._set(worker, rules.entered(known, WorkerState.CREATING, now))
+                self._spawn(worker, self._start(known, spec))
+            case rules.Collect(id=worker) if known is not None:
+                self._set(worker, rules.entered(known, WorkerState.STOPPING, now, "died: its log is read"))
+                self._spawn(worker, self._collect(known, action))
+            case rules.Stop(id=worker, reason=reason):
+                if known is not None:
+                    self._set(worker, rules.entered(known, WorkerState.STOPPING, now, reason))
+                self._spawn(worker, self._stop(worker))
+
+    def _spawn(self, worker: str, action: Awaitable[None]) -> None:
+        self._actions[worker] = asyncio.create_task(self._guard(worker, action), name=f"action-{worker}")
+
+    async def _guard(self, worker: str, action: Awaitable[None]) -> None:
+        """A failed action is logged and decided anew by the next pass."""
+        try:
+            await action
+        except LauncherError as error:
+            logger.warning("action_failed", worker=worker, cause=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+        except Exception:
+            # a task root: the worker is decided anew, the others do not notice
+            logger.exception("action_failed", worker=worker)
+            await asyncio.sleep(RETRY_SECONDS)
+        finally:
+            self._actions.pop(worker, None)
+            self.wake()
+
+    # actions
+
+    async def _start(self, known: Tracked, spec: WorkerSpec) -> None:
+        logger.info("worker_starts", worker=spec.id, endpoint=spec.endpoint, gpus=spec.gpus)
+        try:
+            await self._launcher.start_worker(spec, self.generation)
+        except PolicyRefusal as refusal:
+            failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
+            logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
+            self._set(spec.id, rules.failed(known, failure, time.time()))
+        except LauncherUnavailableError as error:
+            logger.warning("worker_start_postponed", worker=spec.id, cause=str(error))
+            self._set(spec.id, rules.postponed(known, time.time(), str(error)))
+        except LauncherError as error:
+            logger.warning("worker_start_failed", worker=spec.id, cause=str(error))
+            self._set(spec.id, rules.died(known, _launch_failure(error), time.time()))
+        else:
+            self._set(spec.id, rules.entered(self._tracked[spec.id], WorkerState.LOADING, time.time(), "starting"))
+
+    async def _collect(self, known: Tracked, action: rules.Collect) -> None:
+        try:
+            lines: tuple[str, ...] = ()
+            if action.unit is not None:
+                if action.unit.running:
+                    await self._launcher.stop(action.id, self._stop_seconds)
+                lines = await self._launcher.log(action.id, LOG_LINES)
+                await self._launcher.remove(action.id)
+        except LauncherError:
+            self._set(action.id, known)  # as it was, so that the next pass comes to the same end
+            raise
+        now = time.time()
+        ready_seconds = now - known.since if known.state is WorkerState.READY else 0.0
+        failure = _cause(action, lines, was_ready=known.state is WorkerState.READY, now=now)
+        logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
+        self._set(action.id, rules.died(known, failure, now, ready_seconds))
+
+    async def _stop(self, worker: str) -> None:
+        await self._launcher.stop(worker, self._stop_seconds)
+        await self._launcher.remove(worker)
+        logger.info("worker_stopped", worker=worker)
+        self._set(worker, None)
+
+    # readiness
+
+    async def _probe(self, worker: str) -> None:
+        """Ask the engine until it serves; ended from outside when the worker leaves LOADING."""
+        pause = PROBE_SECONDS
+        while True:
+            known = self._tracked[worker]
+            answer = await readiness.probe(self._engines / worker / ENGINE_SOCKET, known.spec.served_names[0])
+            current = self._tracked.get(worker)
+            if current is None or current.state is not WorkerState.LOADING:
+                return
+            now = time.time()
+            if answer.ready:
+                logger.info("worker_ready", worker=worker, seconds=round(now - current.since, 3))
+                self._set(worker, rules.entered(current, WorkerState.READY, now))
+                return
+            self._set(worker, rules.entered(current, WorkerState.LOADING, now, answer.reason))
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, PROBE_MAX_SECONDS)
+
+    def _check_settled(self) -> None:
+        """The first picture is whole once units were listed and no adopted worker waits for its first probe."""
+        if self._listed and not any(known.reason == rules.FOUND_RUNNING for known in self._tracked.values()):
+            self._settled.set()
+
+    async def _follow_events(self) -> None:
+        async for event in self._launcher.events():
+            logger.debug("unit_event", unit=event.id, what=event.what)
+            self.wake()
+
+    # state
+
+    def _set(self, worker: str, known: Tracked | None) -> None:
+        """The only place where state changes."""
+        before = self._tracked.get(worker)
+        if known == before:
+            return
+        if known is None:
+            del self._tracked[worker]
+        else:
+            self._tracked[worker] = known
+            if before is None or before.state is not known.state:
+                logger.info("worker_state", worker=worker, state=known.state, reason=known.reason)
+        self._tend_probe(worker, known)
+        self._check_settled()
+        self._on_change()
+
+    def _tend_probe(self, worker: str, known: Tracked | None) -> None:
+        """A probe runs exactly while the worker is LOADING."""
+        probe = self._probes.get(worker)
+        if known is not None and known.state is WorkerState.LOADING:
+            if probe is None or probe.done():
+                self._probes[worker] = asyncio.create_task(self._probe(worker), name=f"probe-{worker}")
+        elif probe is not None and probe is not asyncio.current_task():
+            probe.cancel()
+            del self._probes[worker]
+
+
+def _observed(known: Tracked) -> ObservedWorker:
+    return ObservedWorker(
+        spec=known.spec,
+        spec_hash=known.spec_hash,
+        state=known.state,
+        residency=Residency.HOT if known.state is WorkerState.READY else Residency.GONE,
+        since=known.since,
+        socket=f"{known.spec.id}/{ENGINE_SOCKET}",
+        reason=known.reason,
+        restarts=known.restarts,
+        retry_at=known.retry_at,
+        failure=known.failure,
+    )
+
+
+def _cause(action: rules.Collect, lines: tuple[str, ...], *, was_ready: bool, now: float) -> Failure:
+    """Why the worker died: what is known already, else what its log says."""
+    if action.failure is not None:
+        return msgspec.structs.replace(action.failure, log_tail=action.failure.log_tail or lines[-60:])
+    exit_code, out_of_memory = (action.unit.exit_code, action.unit.out_of_memory) if action.unit else (None, False)
+    return diagnose(exit_code=exit_code, out_of_memory=out_of_memory, lines=lines, was_ready=was_ready, now=now)
+
+
+def _launch_failure(error: LauncherError) -> Failure:
+    missing = isinstance(error, ImageMissingError)
+    return Failure(
+        kind=FailureKind.IMAGE_MISSING if missing else FailureKind.LAUNCH_FAILED,
+        message=str(error),
+        hint="bring the engine's image or program to this machine" if missing else "see the manager's log",
+        at=time.time(),
+    )

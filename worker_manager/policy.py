@@ -281,7 +281,7 @@ def _host_config(mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "LogConfig": LOG_ROTATION,
         "Init": True,  # reaps what an engine's workers leave behind
         "OomScoreAdj": OOM_SCORE,
-        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 65536, "Hard": 65536}],
+        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
     }
 
 

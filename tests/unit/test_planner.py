@@ -90,7 +90,7 @@ def test_a_load_is_never_broken_off_for_want_of_requests():
 
 
 def test_a_failed_worker_does_not_count_as_one_too_many():
-    workers = [worker("a", 1, "one", state=WorkerState.FAILED), worker("a", 2, "one")]
+    workers = [worker("a", 1, "one", state=WorkerState.FAILED), worker("a", 2, "one", last_used=LONG_AGO)]
     before = situation([endpoint("a", min_workers=1, max_workers=2)], workers, one=CARD)
     assert drained(before, plan(before)) == set()
 

@@ -41,13 +41,12 @@ def client(port: int) -> Iterator[socket.socket]:
 
 def read_answer(client: socket.socket) -> Answer:
     """Read one answer with a length; what came of it if the connection ends."""
-    raw = b""
-    while b"\r\n\r\n" not in raw and (piece := client.recv(65_536)):
-        raw += piece
-    head, _, body = raw.partition(b"\r\n\r\n")
-    first, *lines = head.decode().split("\r\n")
+    head, body = b"", b""
+    while not head.endswith(b"\r\n\r\n") and (piece := client.recv(1)):  # not a byte of the next answer
+        head += piece
+    first, *lines = head.decode().strip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    while len(body) < int(headers["content-length"]) and (piece := client.recv(65_536)):
+    while (left := int(headers["content-length"]) - len(body)) and (piece := client.recv(left)):
         body += piece
     return Answer(int(first.split()[1]), headers, json.loads(body))
 

@@ -7,7 +7,8 @@ import msgspec
 from gateway.errors import BadRequest
 
 FORM_FIELD = re.compile(
-    rb'\r\nContent-Disposition: *form-data; *name=(?:"(?P<quoted>model|stream)"|(?P<bare>model|stream)(?=[;\s]))[^\r\n]*'
+    rb"\r\nContent-Disposition: *form-data; *"
+    rb'name=(?:"(?P<quoted>model|stream)"|(?P<bare>model|stream)(?=[;\s]))[^\r\n]*'
     rb"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n",
     re.IGNORECASE,
 )

@@ -281,9 +281,7 @@ class Demand:
         slot.in_flight += 1
         return Lease(slot, 0.0)
 
-    def _pick(
-        self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None
-    ) -> Slot | None:
+    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None) -> Slot | None:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():

@@ -1,6 +1,7 @@
 """SQLite as Hostler uses it: migrations, transactions, and what a crash leaves."""
 
 import asyncio
+import functools
 import random
 import sqlite3
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from gateway.database.connection import FILE_NAME, Database, DatabaseError
 from gateway.database.migrate import MigrationError, migrate, scripts
-from tests.support.processes import running
+from tests.support.processes import RunningProcess, running
 from tests.support.waiting import wait_until
 
 WRITER = """
@@ -63,19 +64,19 @@ def versions(folder: Path) -> tuple[int, set[str]]:
 # migrations
 
 
-async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_nothing(tmp_path: Path):
+async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         await (await Database.open(tmp_path)).close()
         assert versions(tmp_path) == (len(scripts()), {"endpoints", "keys"})
 
 
-async def test_the_file_is_written_ahead_and_to_the_disk(database: Database):
+async def test_the_file_is_written_ahead_and_to_the_disk(database: Database) -> None:
     assert await database.rows("PRAGMA journal_mode") == [("wal",)]
     assert await database.rows("PRAGMA synchronous") == [(2,)]
     assert await database.rows("PRAGMA foreign_keys") == [(1,)]
 
 
-def test_migrations_are_numbered_without_a_gap(tmp_path: Path):
+def test_migrations_are_numbered_without_a_gap(tmp_path: Path) -> None:
     assert len(scripts()) >= 1
     for name in ("0001_first.sql", "0003_third.sql"):
         (tmp_path / name).write_text("SELECT 1;")
@@ -85,7 +86,7 @@ def test_migrations_are_numbered_without_a_gap(tmp_path: Path):
     assert scripts(tmp_path) == ["SELECT 1;", "SELECT 2;", "SELECT 1;"]
 
 
-async def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path):
+async def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     await (await Database.open(tmp_path)).close()
     connection = sqlite3.connect(tmp_path / FILE_NAME)
     connection.execute("PRAGMA user_version = 999")
@@ -95,7 +96,7 @@ async def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: 
     assert versions(tmp_path)[0] == 999
 
 
-async def test_a_migration_that_fails_leaves_the_schema_and_the_rows_of_before(tmp_path: Path):
+async def test_a_migration_that_fails_leaves_the_schema_and_the_rows_of_before(tmp_path: Path) -> None:
     opened = await Database.open(tmp_path)
     await insert(opened, "kept")
     await opened.close()
@@ -111,7 +112,7 @@ async def test_a_migration_that_fails_leaves_the_schema_and_the_rows_of_before(t
     await opened.close()
 
 
-async def test_what_is_no_database_is_refused_and_the_process_can_end(tmp_path: Path):
+async def test_what_is_no_database_is_refused_and_the_process_can_end(tmp_path: Path) -> None:
     (tmp_path / FILE_NAME).write_bytes(b"this is no database, but long enough to be looked at\n" * 100)
     with pytest.raises(DatabaseError):
         await Database.open(tmp_path)
@@ -120,7 +121,7 @@ async def test_what_is_no_database_is_refused_and_the_process_can_end(tmp_path: 
 # transactions
 
 
-async def test_an_error_in_the_block_takes_everything_back(database: Database):
+async def test_an_error_in_the_block_takes_everything_back(database: Database) -> None:
     async def half_done() -> None:
         async with database.transaction() as write:
             await write.execute("INSERT INTO endpoints VALUES ('a', '{}', 0, 0)")
@@ -133,22 +134,22 @@ async def test_an_error_in_the_block_takes_everything_back(database: Database):
     assert await names(database) == ["b"]
 
 
-async def test_a_broken_constraint_takes_everything_back(database: Database):
+async def test_a_broken_constraint_takes_everything_back(database: Database) -> None:
     async with database.transaction() as write:
         assert await write.execute("INSERT INTO endpoints VALUES ('a', '{}', 0, 0)") == 1
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(sqlite3.IntegrityError):  # noqa: PT012 - the block is the point
         async with database.transaction() as write:
             await write.execute("DELETE FROM endpoints")
             await write.execute("INSERT INTO endpoints VALUES ('b', 'not json', 0, 0)")
     assert await names(database) == ["a"]
 
 
-async def test_writers_wait_for_each_other(database: Database):
+async def test_writers_wait_for_each_other(database: Database) -> None:
     await asyncio.gather(*(insert(database, f"{number:02}") for number in range(20)))
     assert len(await names(database)) == 20
 
 
-async def test_a_writer_cancelled_at_any_point_leaves_nothing_open(database: Database):
+async def test_a_writer_cancelled_at_any_point_leaves_nothing_open(database: Database) -> None:
     for turns in range(12):
         task = asyncio.create_task(insert(database, f"maybe-{turns}"))
         for _ in range(turns):
@@ -159,7 +160,7 @@ async def test_a_writer_cancelled_at_any_point_leaves_nothing_open(database: Dat
     assert {f"sure-{turns}" for turns in range(12)} <= set(await names(database))
 
 
-async def test_a_transaction_that_cannot_begin_does_not_spoil_the_next_one(database: Database):
+async def test_a_transaction_that_cannot_begin_does_not_spoil_the_next_one(database: Database) -> None:
     other = sqlite3.connect(database.path, isolation_level=None)
     await database.rows("PRAGMA busy_timeout = 50")
     other.execute("BEGIN IMMEDIATE")
@@ -171,7 +172,7 @@ async def test_a_transaction_that_cannot_begin_does_not_spoil_the_next_one(datab
     assert await names(database) == ["b"]
 
 
-async def test_ping_tells_a_database_that_cannot_be_read(tmp_path: Path):
+async def test_ping_tells_a_database_that_cannot_be_read(tmp_path: Path) -> None:
     opened = await Database.open(tmp_path)
     await opened.ping()
     await opened.close()
@@ -182,12 +183,16 @@ async def test_ping_tells_a_database_that_cannot_be_read(tmp_path: Path):
 # crashes
 
 
-def test_kill_9_of_a_writer_loses_no_committed_row_and_keeps_no_half_of_one(tmp_path: Path):
+def _printed(process: RunningProcess, text: str) -> bool:
+    return text in process.output
+
+
+def test_kill_9_of_a_writer_loses_no_committed_row_and_keeps_no_half_of_one(tmp_path: Path) -> None:
     committed = 0
     for _ in range(4):
         with running([sys.executable, "-c", WRITER, str(tmp_path)]) as writer:
             enough = committed + random.randint(1, 20)  # noqa: S311 - no secret
-            wait_until(lambda writer=writer, enough=enough: f"committed {enough}\n" in writer.output)
+            wait_until(functools.partial(_printed, writer, f"committed {enough}\n"))
             writer.kill()
             committed = int(writer.output.rsplit("committed ", 1)[1].split("\n")[0])
         connection = sqlite3.connect(tmp_path / FILE_NAME)

@@ -21,7 +21,7 @@ KINDS = sorted(set(tree()), key=lambda kind: kind.__name__)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_error_has_a_status_a_type_and_a_code(kind: type[GatewayError]):
+def test_every_error_has_a_status_a_type_and_a_code(kind: type[GatewayError]) -> None:
     assert 400 <= kind.status <= 504
     assert kind.status != 422
     assert kind.type.endswith("_error")
@@ -30,7 +30,7 @@ def test_every_error_has_a_status_a_type_and_a_code(kind: type[GatewayError]):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_every_error_answers_in_the_one_shape(kind: type[GatewayError]):
+def test_every_error_answers_in_the_one_shape(kind: type[GatewayError]) -> None:
     error = kind('what "happened"\n', param="model", retry_after=3)
     expected = {"message": 'what "happened"\n', "type": kind.type, "param": "model", "code": kind.code}
     assert msgspec.json.decode(error.body()) == {"error": expected}
@@ -39,11 +39,11 @@ def test_every_error_answers_in_the_one_shape(kind: type[GatewayError]):
     assert (b"retry-after", b"3") in error.headers()
 
 
-def test_no_error_but_a_bug_of_ours_has_status_500():
+def test_no_error_but_a_bug_of_ours_has_status_500() -> None:
     assert {kind.__name__ for kind in KINDS if kind.status == 500} == {"GatewayError", "InternalError"}
 
 
-def test_retry_after_is_a_whole_number_of_seconds_and_never_zero():
+def test_retry_after_is_a_whole_number_of_seconds_and_never_zero() -> None:
     for seconds, header in ((0.01, b"1"), (1.4, b"1"), (29.6, b"30")):
         assert (b"retry-after", header) in NoWorker("wait", retry_after=seconds).headers()
     assert all(name != b"retry-after" for name, _ in NoWorker("wait").headers())

@@ -54,14 +54,14 @@ def why_not(keyring: Keyring, key: str) -> str:
     return caught.value.message
 
 
-async def test_the_admin_key_of_the_environment_may_do_everything(keyring: Keyring):
+async def test_the_admin_key_of_the_environment_may_do_everything(keyring: Keyring) -> None:
     who = keyring.authenticate(bearer(ADMIN_KEY))
     assert all(who.may(scope) for scope in Scope)
     assert who.may_use("anything")
     assert await keyring.all() == []
 
 
-async def test_a_new_key_is_known_at_once_and_after_a_restart(keyring: Keyring, database: Database):
+async def test_a_new_key_is_known_at_once_and_after_a_restart(keyring: Keyring, database: Database) -> None:
     stored, key = await keyring.create("app", INFERENCE, frozenset({"a"}), None)
     again = Keyring(KeyStore(database), ADMIN_KEY)
     await again.load()
@@ -72,7 +72,7 @@ async def test_a_new_key_is_known_at_once_and_after_a_restart(keyring: Keyring, 
         assert not who.may_use("b")
 
 
-async def test_a_key_without_the_scope_is_refused_and_admin_has_every_scope(keyring: Keyring):
+async def test_a_key_without_the_scope_is_refused_and_admin_has_every_scope(keyring: Keyring) -> None:
     _, key = await keyring.create("app", INFERENCE, ALL, None)
     assert keyring.authorize(bearer(key), Scope.INFERENCE)
     with pytest.raises(Forbidden, match="no scope 'endpoints'"):
@@ -81,7 +81,7 @@ async def test_a_key_without_the_scope_is_refused_and_admin_has_every_scope(keyr
     assert keyring.authorize(bearer(admin), Scope.METRICS)
 
 
-async def test_a_revoked_key_is_refused_from_the_next_request_on(keyring: Keyring):
+async def test_a_revoked_key_is_refused_from_the_next_request_on(keyring: Keyring) -> None:
     stored, key = await keyring.create("app", INFERENCE, ALL, None)
     _, other = await keyring.create("other", INFERENCE, ALL, None)
     await keyring.revoke(stored.id)
@@ -91,13 +91,13 @@ async def test_a_revoked_key_is_refused_from_the_next_request_on(keyring: Keyrin
         await keyring.revoke(stored.id)
 
 
-async def test_the_admin_key_cannot_be_revoked(keyring: Keyring):
+async def test_the_admin_key_cannot_be_revoked(keyring: Keyring) -> None:
     with pytest.raises(NotFound):
         await keyring.revoke("admin")
     assert keyring.authenticate(bearer(ADMIN_KEY))
 
 
-async def test_a_key_expires_at_its_time(keyring: Keyring, clock: Clock):
+async def test_a_key_expires_at_its_time(keyring: Keyring, clock: Clock) -> None:
     _, key = await keyring.create("brief", INFERENCE, ALL, 1_010.0)
     clock.now = 1_009.9
     assert keyring.authenticate(bearer(key))
@@ -105,18 +105,18 @@ async def test_a_key_expires_at_its_time(keyring: Keyring, clock: Clock):
     assert "has expired" in why_not(keyring, key)
 
 
-async def test_a_key_that_is_not_known_and_one_that_was_not_copied_whole_are_told_apart(keyring: Keyring):
+async def test_a_key_that_is_not_known_and_one_that_was_not_copied_whole_are_told_apart(keyring: Keyring) -> None:
     _, stranger = mint()
     assert "well-formed" not in why_not(keyring, stranger)
     assert "not even well-formed" in why_not(keyring, stranger[:-1])
 
 
-async def test_no_credential_says_which_header_is_missing(keyring: Keyring):
+async def test_no_credential_says_which_header_is_missing(keyring: Keyring) -> None:
     with pytest.raises(Unauthorized, match="Authorization: Bearer"):
         keyring.authenticate([])
 
 
-async def test_what_is_stored_is_no_key(keyring: Keyring, database: Database):
+async def test_what_is_stored_is_no_key(keyring: Keyring, database: Database) -> None:
     stored, key = await keyring.create("app", INFERENCE, ALL, None)
     assert stored.digest == digest(key)
     why_not(keyring, stored.digest.hex())

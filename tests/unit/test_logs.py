@@ -32,23 +32,23 @@ def redacted(text: str) -> str:
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic", "BASIC"])
-def test_what_stands_behind_a_scheme_is_removed_in_any_spelling(scheme: str):
+def test_what_stands_behind_a_scheme_is_removed_in_any_spelling(scheme: str) -> None:
     assert redacted(f"authorization: {scheme} c2VjcmV0OnNlY3JldA==") == "authorization: [redacted]"
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
-def test_a_key_is_removed_wherever_it_stands(before: str, after: str):
+def test_a_key_is_removed_wherever_it_stands(before: str, after: str) -> None:
     _, key = mint()
     assert key not in redacted(f"{before} {key} {after}")
 
 
-def test_everything_else_stays_as_it_is():
+def test_everything_else_stays_as_it_is() -> None:
     event = {"event": "a request", "number": 7, "nothing": None, "text": "basically a bear"}
     assert redact(None, "info", dict(event)) == event
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_our_lines_and_the_libraries_lines_come_in_one_form_without_keys(form: str):
+def test_our_lines_and_the_libraries_lines_come_in_one_form_without_keys(form: str) -> None:
     with running([sys.executable, "-c", SCRIPT, form]) as process:
         assert process.wait() == 0
         printed = process.output

@@ -45,13 +45,13 @@ def refusal(root: Path, model: str = "local/tiny") -> str:
     return caught.value.message
 
 
-def test_a_local_model_is_found_with_the_size_of_its_weights_rounded_up(tmp_path: Path):
+def test_a_local_model_is_found_with_the_size_of_its_weights_rounded_up(tmp_path: Path) -> None:
     folder = put(tmp_path / "local" / "tiny", one=2**20, two=1)
     (folder / "tokenizer.json").write_bytes(bytes(5 * 2**20))
     assert find(tmp_path, "local/tiny") == ModelFacts(path="local/tiny", weights_mib=2)
 
 
-def test_a_missing_local_folder_is_refused_and_those_there_are_named(tmp_path: Path):
+def test_a_missing_local_folder_is_refused_and_those_there_are_named(tmp_path: Path) -> None:
     assert "the folder local/ holds none yet" in refusal(tmp_path)
     put(tmp_path / "local" / "other")
     assert "there is local/other" in refusal(tmp_path)
@@ -69,22 +69,22 @@ def test_a_missing_local_folder_is_refused_and_those_there_are_named(tmp_path: P
     ],
     ids=["none", "empty", "list", "binary", "deep", "large"],
 )
-def test_a_folder_whose_config_is_no_config_is_no_model(tmp_path: Path, config: str | bytes | None, why: str):
+def test_a_folder_whose_config_is_no_config_is_no_model(tmp_path: Path, config: str | bytes | None, why: str) -> None:
     put(tmp_path / "local" / "tiny", config)
     assert why in refusal(tmp_path)
 
 
-def test_a_weight_file_that_is_a_link_to_nowhere_is_told(tmp_path: Path):
+def test_a_weight_file_that_is_a_link_to_nowhere_is_told(tmp_path: Path) -> None:
     (put(tmp_path / "local" / "tiny") / "model.safetensors").symlink_to(tmp_path / "nowhere")
     assert "cannot be read (No such file or directory)" in refusal(tmp_path)
 
 
-def test_a_config_that_is_a_folder_is_told(tmp_path: Path):
+def test_a_config_that_is_a_folder_is_told(tmp_path: Path) -> None:
     (put(tmp_path / "local" / "tiny", None) / "config.json").mkdir()
     assert "cannot be read" in refusal(tmp_path)
 
 
-def test_a_hub_model_is_there_once_its_reference_is(tmp_path: Path):
+def test_a_hub_model_is_there_once_its_reference_is(tmp_path: Path) -> None:
     put(tmp_path / "hub" / "org" / "name" / COMMIT, one=3 * 2**20)
     assert find(tmp_path, "org/name") is None
     publish(tmp_path)
@@ -95,7 +95,7 @@ def test_a_hub_model_is_there_once_its_reference_is(tmp_path: Path):
     assert find(tmp_path, "org/name", "v1/beta") == expected
 
 
-def test_a_commit_is_found_without_a_reference(tmp_path: Path):
+def test_a_commit_is_found_without_a_reference(tmp_path: Path) -> None:
     put(tmp_path / "hub" / "org" / "name" / COMMIT)
     found = find(tmp_path, "org/name", COMMIT)
     assert found is not None
@@ -103,13 +103,13 @@ def test_a_commit_is_found_without_a_reference(tmp_path: Path):
     assert find(tmp_path, "org/name", "f" * 40) is None
 
 
-def test_a_reference_that_names_no_commit_or_none_that_is_here_counts_as_not_downloaded(tmp_path: Path):
+def test_a_reference_that_names_no_commit_or_none_that_is_here_counts_as_not_downloaded(tmp_path: Path) -> None:
     for commit in ("../../local", "", "main", "f" * 40):
         publish(tmp_path, commit=commit)
         assert find(tmp_path, "org/name") is None
 
 
-def test_a_reference_that_is_no_text_is_told(tmp_path: Path):
+def test_a_reference_that_is_no_text_is_told(tmp_path: Path) -> None:
     publish(tmp_path)
     (tmp_path / "hub" / "org" / "name" / "refs" / "main").write_bytes(b"\xff\xfe")
     assert "cannot be read" in refusal(tmp_path, "org/name")

@@ -36,11 +36,11 @@ def refusal(body: bytes, content_type: bytes = JSON) -> BadRequest:
         (b'{"model":"\\u00fc"}', ("\u00fc", False)),
     ],
 )
-def test_model_and_stream_are_read_from_json_wherever_they_stand(body: bytes, expected: tuple[str, bool]):
+def test_model_and_stream_are_read_from_json_wherever_they_stand(body: bytes, expected: tuple[str, bool]) -> None:
     assert peek(body, JSON) == expected
 
 
-def test_json_is_read_whatever_the_client_calls_it():
+def test_json_is_read_whatever_the_client_calls_it() -> None:
     assert peek(b'{"model":"a"}', b"application/x-www-form-urlencoded") == ("a", False)
 
 
@@ -62,34 +62,34 @@ def test_json_is_read_whatever_the_client_calls_it():
     ],
     ids=lambda value: value[:20],
 )
-def test_a_body_that_does_not_do_is_refused_with_the_reason(body: bytes, message: str):
+def test_a_body_that_does_not_do_is_refused_with_the_reason(body: bytes, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         peek(body, JSON)
 
 
-def test_model_and_stream_are_read_from_a_form():
+def test_model_and_stream_are_read_from_a_form() -> None:
     assert peek(*form(("model", "whisper"), ("language", "en"))) == ("whisper", False)
     assert peek(*form(("language", "en"), ("stream", "true"), ("model", "Org/Whisper"))) == ("Org/Whisper", True)
     assert peek(*form(("model", "whisper"), ("stream", "false"))) == ("whisper", False)
 
 
-def test_fields_whose_names_only_begin_alike_are_not_mistaken():
+def test_fields_whose_names_only_begin_alike_are_not_mistaken() -> None:
     asked = (("model", "whisper"), ("stream", "false"), ("stream_include_usage", "true"), ("model_hint", "other"))
     assert peek(*form(*asked)) == ("whisper", False)
 
 
-def test_a_form_is_a_form_in_any_spelling_of_its_type_and_with_bare_names():
+def test_a_form_is_a_form_in_any_spelling_of_its_type_and_with_bare_names() -> None:
     body, _ = form(("model", "whisper"))
     assert peek(body, b"Multipart/Form-Data; boundary=x") == ("whisper", False)
     assert peek(body.replace(b'"model"', b"model"), b"multipart/form-data; boundary=x") == ("whisper", False)
 
 
-def test_a_form_without_a_model_is_refused():
+def test_a_form_without_a_model_is_refused() -> None:
     assert refusal(*form(("language", "en"))).param == "model"
     assert refusal(b"", b"multipart/form-data; boundary=x").param == "model"
 
 
-def test_a_large_file_does_not_make_reading_slow_or_wrong():
+def test_a_large_file_does_not_make_reading_slow_or_wrong() -> None:
     body, kind = form(("model", "whisper"), file=b"\r\nContent-Disposition: form-data;" * 50_000)
     assert peek(body, kind) == ("whisper", False)
 
@@ -103,8 +103,8 @@ ANYTHING = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.binary() | ANYTHING.map(lambda made: msgspec.json.encode(made)), TYPES)
-def test_any_body_gives_a_model_or_a_refusal_and_nothing_else(body: bytes, content_type: bytes):
+@given(st.binary() | ANYTHING.map(msgspec.json.encode), TYPES)
+def test_any_body_gives_a_model_or_a_refusal_and_nothing_else(body: bytes, content_type: bytes) -> None:
     try:
         model, stream = peek(body, content_type)
     except BadRequest:

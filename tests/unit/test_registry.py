@@ -58,7 +58,7 @@ async def register(registry: Registry, name: str, **fields: Any) -> EndpointSpec
 
 async def test_an_endpoint_is_found_by_its_name_and_its_aliases_before_and_after_a_restart(
     registry: Registry, database: Database, models: Path
-):
+) -> None:
     await register(registry, "Org/Qwen", aliases=["gpt-4", "small"], engine_args={"max-num-seqs": 8})
     again = await opened(database, models)
     for one in (registry, again):
@@ -70,14 +70,14 @@ async def test_an_endpoint_is_found_by_its_name_and_its_aliases_before_and_after
 @pytest.mark.parametrize("fields", [{"name": "a"}, {"name": "b"}, {"name": "c", "aliases": ["b"]}])
 async def test_a_name_that_is_taken_as_name_or_alias_is_refused_and_changes_nothing(
     registry: Registry, fields: dict[str, Any]
-):
+) -> None:
     await register(registry, "a", aliases=["b"])
     with pytest.raises(Conflict, match="is taken by"):
         await register(registry, **fields)
     assert [endpoint.spec.name for endpoint in registry.all()] == ["a"]
 
 
-async def test_two_that_register_one_name_at_once_do_not_both_succeed(registry: Registry):
+async def test_two_that_register_one_name_at_once_do_not_both_succeed(registry: Registry) -> None:
     first, second = registry.checked(spec("a"), HOST), registry.checked(spec("a", max_workers=3), HOST)
     await registry.add(first)
     with pytest.raises(Conflict, match="There is an endpoint 'a' already"):
@@ -85,7 +85,7 @@ async def test_two_that_register_one_name_at_once_do_not_both_succeed(registry: 
     assert registry.get("a").spec == first
 
 
-async def test_an_unknown_name_is_answered_with_near_ones(registry: Registry):
+async def test_an_unknown_name_is_answered_with_near_ones(registry: Registry) -> None:
     with pytest.raises(UnknownModel, match="none is registered yet"):
         registry.resolve("qwen", everybody)
     await register(registry, "qwen3-8b", aliases=["chat"])
@@ -98,7 +98,7 @@ async def test_an_unknown_name_is_answered_with_near_ones(registry: Registry):
         registry.resolve("zzz", everybody)
 
 
-async def test_an_endpoint_the_key_may_not_use_does_not_exist_for_it(registry: Registry):
+async def test_an_endpoint_the_key_may_not_use_does_not_exist_for_it(registry: Registry) -> None:
     await register(registry, "secret-model", aliases=["secret-alias"])
     for name in ("secret-model", "secret-alias", "secret-modem"):
         with pytest.raises(UnknownModel) as caught:
@@ -106,11 +106,11 @@ async def test_an_endpoint_the_key_may_not_use_does_not_exist_for_it(registry: R
         assert "Did you mean" not in caught.value.message
 
 
-def test_a_long_list_of_names_is_cut():
+def test_a_long_list_of_names_is_cut() -> None:
     assert near_names("zzz", [f"name-{number:02}" for number in range(12)]).endswith("'name-09', …")
 
 
-async def test_a_change_keeps_what_it_does_not_name(registry: Registry, database: Database, models: Path):
+async def test_a_change_keeps_what_it_does_not_name(registry: Registry, database: Database, models: Path) -> None:
     await register(registry, "a", aliases=["b"], max_workers=3)
     changed = registry.merged("a", {"per_worker": 5, "aliases": ["c"]}, HOST)
     await registry.replace(changed)
@@ -128,14 +128,16 @@ async def test_a_change_keeps_what_it_does_not_name(registry: Registry, database
     [{"name": "other"}, {"max_workers": 0}, {"max_workers": "many"}, {"unknown": 1}, {"min_workers": 9}, {"gpus": 1}],
     ids=str,
 )
-async def test_a_change_that_does_not_fit_is_refused_and_changes_nothing(registry: Registry, patch: dict[str, Any]):
+async def test_a_change_that_does_not_fit_is_refused_and_changes_nothing(
+    registry: Registry, patch: dict[str, Any]
+) -> None:
     before = await register(registry, "a")
     with pytest.raises(BadRequest):
         registry.merged("a", patch, HOST)
     assert registry.get("a").spec == before
 
 
-async def test_a_change_may_keep_its_own_names_but_take_nobody_elses(registry: Registry):
+async def test_a_change_may_keep_its_own_names_but_take_nobody_elses(registry: Registry) -> None:
     await register(registry, "a", aliases=["b"])
     await register(registry, "c")
     assert registry.merged("a", {"aliases": ["b", "d"]}, HOST).aliases == ("b", "d")
@@ -145,7 +147,7 @@ async def test_a_change_may_keep_its_own_names_but_take_nobody_elses(registry: R
         registry.merged("nobody", {}, HOST)
 
 
-async def test_a_deleted_endpoint_frees_all_its_names(registry: Registry, database: Database, models: Path):
+async def test_a_deleted_endpoint_frees_all_its_names(registry: Registry, database: Database, models: Path) -> None:
     await register(registry, "a", aliases=["b"])
     await registry.remove("a")
     assert (await opened(database, models)).all() == []
@@ -154,7 +156,9 @@ async def test_a_deleted_endpoint_frees_all_its_names(registry: Registry, databa
         await registry.remove("a")
 
 
-async def test_a_row_that_cannot_be_read_harms_only_itself(registry: Registry, database: Database, models: Path):
+async def test_a_row_that_cannot_be_read_harms_only_itself(
+    registry: Registry, database: Database, models: Path
+) -> None:
     await register(registry, "good")
     async with database.transaction() as write:
         for name, stored in (("future", '{"name":"future","model":"local/tiny","novel":1}'), ("odd", "[]")):

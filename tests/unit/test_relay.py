@@ -26,7 +26,7 @@ from worker_manager.contract import ObservedWorker, Residency, WorkerSpec, Worke
 
 JSON = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nServer: engine\r\ncontent-length: 11\r\n\r\n{"id":"x"}\n'
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-ONE_EVENT = b"f\r\ndata: {\"n\":1}\n\n\r\n"
+ONE_EVENT = b'f\r\ndata: {"n":1}\n\n\r\n'
 DONE = b"e\r\ndata: [DONE]\n\n\r\n"
 LIMITS = Settings(
     admin_key="0123456789abcdef",
@@ -42,7 +42,9 @@ LIMITS = Settings(
 class Client:
     """What the gateway's client was sent."""
 
-    def __init__(self, dialect: Dialect = OPENAI, *, stream: bool = False, headers: dict[bytes, bytes] | None = None):
+    def __init__(
+        self, dialect: Dialect = OPENAI, *, stream: bool = False, headers: dict[bytes, bytes] | None = None
+    ) -> None:
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.body = b""
@@ -128,7 +130,7 @@ def counted(script: Script) -> tuple[Script, list[int]]:
 # the ordinary way
 
 
-async def test_an_answer_is_forwarded_with_our_headers_and_without_the_engines_own(house: House):
+async def test_an_answer_is_forwarded_with_our_headers_and_without_the_engines_own(house: House) -> None:
     await house.engine("w1", answering(JSON))
     client = Client(headers={b"x-request-id": b"mine"})
     assert await house.run(client) is None
@@ -138,7 +140,7 @@ async def test_an_answer_is_forwarded_with_our_headers_and_without_the_engines_o
     assert b"server" not in client.headers
 
 
-async def test_credentials_stay_here_and_the_engine_gets_what_it_needs(house: House):
+async def test_credentials_stay_here_and_the_engine_gets_what_it_needs(house: House) -> None:
     got: list[bytes] = []
 
     async def noting(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -156,7 +158,7 @@ async def test_credentials_stay_here_and_the_engine_gets_what_it_needs(house: Ho
     assert b"traceparent: 00-1" in head
 
 
-async def test_a_connection_is_used_again(house: House):
+async def test_a_connection_is_used_again(house: House) -> None:
     script, connections = counted(answering(JSON))
     await house.engine("w1", script)
     for _ in range(5):
@@ -164,7 +166,7 @@ async def test_a_connection_is_used_again(house: House):
     assert len(connections) == 1
 
 
-async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_its_head(house: House):
+async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_its_head(house: House) -> None:
     await house.engine("w1", answering(EVENTS + ONE_EVENT + DONE + b"0\r\n\r\n"))
     client = Client(stream=True)
     assert await house.run(client) is None
@@ -175,7 +177,7 @@ async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_
 # what breaks
 
 
-async def test_a_connection_the_engine_closed_while_idle_is_replaced_without_the_client_noticing(house: House):
+async def test_a_connection_the_engine_closed_while_idle_is_replaced_without_the_client_noticing(house: House) -> None:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(JSON)
@@ -188,7 +190,7 @@ async def test_a_connection_the_engine_closed_while_idle_is_replaced_without_the
     assert len(connections) == 3
 
 
-async def test_a_connection_that_ended_while_idle_is_not_used(house: House):
+async def test_a_connection_that_ended_while_idle_is_not_used(house: House) -> None:
     script, connections = counted(answering(JSON, close=True))
     socket = await house.engine("w1", script)
     assert await house.run(Client()) is None
@@ -198,7 +200,7 @@ async def test_a_connection_that_ended_while_idle_is_not_used(house: House):
     assert len(connections) == 2
 
 
-async def test_a_worker_that_closes_before_its_answer_is_passed_over_for_another(house: House):
+async def test_a_worker_that_closes_before_its_answer_is_passed_over_for_another(house: House) -> None:
     await house.engine("w1", answering(close=True))
     await house.engine("w2", answering(JSON))
     for _ in range(4):
@@ -207,7 +209,7 @@ async def test_a_worker_that_closes_before_its_answer_is_passed_over_for_another
         assert client.headers[b"x-hostler-worker"] == b"w2"
 
 
-async def test_a_worker_that_takes_no_connection_is_passed_over_and_left_alone(house: House):
+async def test_a_worker_that_takes_no_connection_is_passed_over_and_left_alone(house: House) -> None:
     (house.folder / "w1").mkdir()
     house.observe("w1")
     await house.engine("w2", answering(JSON))
@@ -219,7 +221,7 @@ async def test_a_worker_that_takes_no_connection_is_passed_over_and_left_alone(h
     house.demand.slots["w2"].in_flight = 0
 
 
-async def test_a_request_whose_only_worker_died_is_served_by_it_once_it_has_started_anew(house: House):
+async def test_a_request_whose_only_worker_died_is_served_by_it_once_it_has_started_anew(house: House) -> None:
     died = asyncio.Event()
 
     async def dying(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -240,7 +242,7 @@ async def test_a_request_whose_only_worker_died_is_served_by_it_once_it_has_star
     assert client.status == 200
 
 
-async def test_two_workers_that_break_are_a_502_with_what_to_do(house: House):
+async def test_two_workers_that_break_are_a_502_with_what_to_do(house: House) -> None:
     for name in ("w1", "w2"):
         await house.engine(name, answering(close=True))
     client = Client()
@@ -250,7 +252,7 @@ async def test_two_workers_that_break_are_a_502_with_what_to_do(house: House):
     assert not client.status
 
 
-async def test_nonsense_and_silence_before_the_answer_are_told_at_once_and_not_tried_again(house: House):
+async def test_nonsense_and_silence_before_the_answer_are_told_at_once_and_not_tried_again(house: House) -> None:
     await house.engine("w1", answering(b"nonsense\r\n\r\n"))
     assert isinstance(await house.run(Client()), EngineBroke)
     house.seen.clear()
@@ -258,7 +260,7 @@ async def test_nonsense_and_silence_before_the_answer_are_told_at_once_and_not_t
     assert isinstance(await house.run(Client()), EngineTooSlow)
 
 
-async def test_an_answer_that_breaks_off_is_never_ended_as_if_it_were_whole(house: House):
+async def test_an_answer_that_breaks_off_is_never_ended_as_if_it_were_whole(house: House) -> None:
     await house.engine("w1", answering(JSON[:-4], close=True))
     client = Client()
     assert isinstance(await house.run(client), EngineBroke)
@@ -266,7 +268,7 @@ async def test_an_answer_that_breaks_off_is_never_ended_as_if_it_were_whole(hous
 
 
 @pytest.mark.parametrize("end", [b"", b"0\r\n\r\n"], ids=["cut", "clean but without its end marker"])
-async def test_a_stream_that_breaks_off_ends_with_an_error_event(house: House, end: bytes):
+async def test_a_stream_that_breaks_off_ends_with_an_error_event(house: House, end: bytes) -> None:
     await house.engine("w1", answering(EVENTS + ONE_EVENT + end, close=True))
     client = Client(stream=True)
     assert isinstance(await house.run(client), EngineBroke)
@@ -275,7 +277,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(house: House, e
     assert (done, client.ended) == (b"[DONE]", True)
 
 
-async def test_a_stream_that_stalls_ends_with_an_error_event(house: House):
+async def test_a_stream_that_stalls_ends_with_an_error_event(house: House) -> None:
     await house.engine("w1", answering(EVENTS + ONE_EVENT))
     client = Client(stream=True)
     assert isinstance(await house.run(client), EngineBroke)
@@ -285,7 +287,7 @@ async def test_a_stream_that_stalls_ends_with_an_error_event(house: House):
 # waiting
 
 
-async def test_a_waiting_stream_gets_heartbeats_and_then_its_answer(house: House):
+async def test_a_waiting_stream_gets_heartbeats_and_then_its_answer(house: House) -> None:
     client = Client(stream=True)
     running = asyncio.create_task(house.run(client))
     await wait_until_async(lambda: client.body.count(b": loading a\n\n") >= 3)
@@ -294,7 +296,7 @@ async def test_a_waiting_stream_gets_heartbeats_and_then_its_answer(house: House
     assert client.body.endswith(b"\n\ndata: [DONE]\n\n")
 
 
-async def test_an_engines_refusal_after_heartbeats_becomes_an_error_event(house: House):
+async def test_an_engines_refusal_after_heartbeats_becomes_an_error_event(house: House) -> None:
     client = Client(stream=True)
     running = asyncio.create_task(house.run(client))
     await wait_until_async(lambda: client.body)
@@ -303,7 +305,7 @@ async def test_an_engines_refusal_after_heartbeats_becomes_an_error_event(house:
     assert b"status 400: why" in client.body
 
 
-async def test_a_client_that_leaves_while_waiting_leaves_nothing_behind(house: House):
+async def test_a_client_that_leaves_while_waiting_leaves_nothing_behind(house: House) -> None:
     for stream in (True, False):
         running = asyncio.create_task(house.relay.run(Client(stream=stream).call))
         await wait_until_async(lambda: house.demand.queues["a"].waiters)
@@ -312,7 +314,7 @@ async def test_a_client_that_leaves_while_waiting_leaves_nothing_behind(house: H
         assert not house.demand.queues["a"].waiters
 
 
-async def test_a_client_that_leaves_mid_answer_closes_the_engines_connection(house: House):
+async def test_a_client_that_leaves_mid_answer_closes_the_engines_connection(house: House) -> None:
     closed = asyncio.Event()
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -332,7 +334,7 @@ async def test_a_client_that_leaves_mid_answer_closes_the_engines_connection(hou
     assert house.demand.slots["w1"].in_flight == 0
 
 
-async def test_a_caller_may_shorten_its_wait_but_not_with_nonsense(house: House):
+async def test_a_caller_may_shorten_its_wait_but_not_with_nonsense(house: House) -> None:
     error = await house.run(Client(headers={b"x-hostler-timeout": b"0.05"}))
     assert isinstance(error, NoWorker)
     for value in (b"soon", b"-1", b"nan", b"inf"):
@@ -342,7 +344,7 @@ async def test_a_caller_may_shorten_its_wait_but_not_with_nonsense(house: House)
 # responses
 
 
-async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: House):
+async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: House) -> None:
     made = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 18\r\n\r\n{"id": "resp_1-a"}'
     await house.engine("w1", answering(made))
     assert await house.run(Client(RESPONSES)) is None
@@ -361,7 +363,7 @@ async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: Ho
 # the pool
 
 
-async def test_the_pool_keeps_only_whole_answers_and_only_so_many():
+async def test_the_pool_keeps_only_whole_answers_and_only_so_many() -> None:
     async with raw_server(answering(JSON)) as socket:
         pool = Pool(1.0)
         fresh: list[Connection] = [(await pool.acquire(socket))[0] for _ in range(IDLE_LIMIT + 2)]
@@ -381,6 +383,6 @@ async def test_the_pool_keeps_only_whole_answers_and_only_so_many():
             connection.abort()
 
 
-async def test_an_engine_that_is_not_there_is_an_os_error():
+async def test_an_engine_that_is_not_there_is_an_os_error() -> None:
     with short_folder() as folder, pytest.raises(OSError, match="No such file"):
         await Pool(1.0).acquire(folder / "engine.sock")

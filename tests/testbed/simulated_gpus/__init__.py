@@ -1,0 +1,1 @@
+"""A simulated GPU host: a folder that says which cards there are and who holds their memory."""

@@ -119,8 +119,9 @@ def test_up_twice_changes_nothing(stranger: Stranger) -> None:
 
 def test_an_existing_key_is_kept(stranger: Stranger) -> None:
     stranger.env_file.write_text("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some-length'\n", encoding="utf-8")
-    stranger.up()
+    output = stranger.up()
     assert stranger.env_file.read_text(encoding="utf-8").startswith("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some")
+    assert '"data"' in pasted(told_command(output))
 
 
 def test_a_taken_port_is_told_before_anything_starts(stranger: Stranger) -> None:

@@ -303,13 +303,16 @@ def _worker_limits(spec: WorkerSpec, context: PolicyContext) -> dict[str, Any]:
 
 
 def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
-    """A bind mount; as a `Mount` and not a `Bind`, so that a missing source is an error and not a new folder."""
+    """A bind mount; as a `Mount` and not a `Bind`, so that a missing source is an error and not a new folder.
+
+    No propagation is named: Docker Engine wants another one for its own volumes than for the rest of the disk, and
+    takes the right one by itself.
+    """
     return {
         "Type": "bind",
         "Source": source,
         "Target": target,
         "ReadOnly": read_only,
-        "BindOptions": {"Propagation": "rprivate"},
     }
 
 

@@ -84,7 +84,9 @@ class SimulatedHost:
 def cards(count: int, memory_total_mib: int = 24_576, name: str = "NVIDIA Simulated 24GB") -> list[Card]:
     """Make some cards of one kind; their UUIDs have the form of NVIDIA's and tell the index."""
     return [
-        Card(index=index, uuid=f"GPU-51a70000-0000-4000-8000-{index:012d}", name=name, memory_total_mib=memory_total_mib)
+        Card(
+            index=index, uuid=f"GPU-51a70000-0000-4000-8000-{index:012d}", name=name, memory_total_mib=memory_total_mib
+        )
         for index in range(count)
     ]
 
@@ -95,7 +97,17 @@ def build_library(folder: Path) -> Path:
     if library.is_file() and library.stat().st_mtime >= SOURCE.stat().st_mtime:
         return library
     temporary = folder / f".{LIBRARY}.{os.getpid()}"
-    command = ["gcc", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-format-truncation", "-fPIC", "-shared", "-fvisibility=hidden"]
+    command = [
+        "gcc",
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-format-truncation",
+        "-fPIC",
+        "-shared",
+        "-fvisibility=hidden",
+    ]
     soname = f"-Wl,-soname,{LIBRARY}"
     subprocess.run([*command, soname, "-o", str(temporary), str(SOURCE)], check=True, timeout=COMPILE_SECONDS)
     temporary.chmod(0o755)

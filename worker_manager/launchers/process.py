@@ -30,7 +30,7 @@ from worker_manager.settings import Settings
 KILL_SECONDS = 10.0
 """How long the kernel may take to end a killed group."""
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
-KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_HOME", "SSL_CERT_FILE", "TMPDIR")
+KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_HOME", "TMPDIR")
 """What an engine inherits of the manager's environment; everything else is named, so that no secret gets in."""
 PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
 GATE = 'read -r go && [ "$go" = go ] && exec "$@" </dev/null'

@@ -18,20 +18,21 @@ RUN python3 -m venv --without-pip /opt/hostler/venv
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 # Bytecode is made here once (unchecked-hash: never compared with the source's date): the root file system is read-only.
 # faker comes with Litestar for its test helpers, is big, and is never imported.
+ENV INSTALL="python3 -m pip --python /opt/hostler/venv/bin/python install -q --require-hashes --no-compile -r /tmp/requirements.txt"
 ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash -x /site-packages/faker/"
 
 FROM build AS gateway-build
 COPY requirements/gateway.txt /tmp/requirements.txt
-RUN python3 -m pip --python /opt/hostler/venv/bin/python install -q --require-hashes --no-compile -r /tmp/requirements.txt
+RUN $INSTALL && /opt/hostler/venv/bin/python $COMPILE /opt/hostler/venv
 COPY gateway /opt/hostler/app/gateway
 COPY worker_manager/__init__.py worker_manager/contract.py /opt/hostler/app/worker_manager/
-RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler
+RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler/app
 
 FROM build AS manager-build
 COPY requirements/manager.txt /tmp/requirements.txt
-RUN python3 -m pip --python /opt/hostler/venv/bin/python install -q --require-hashes --no-compile -r /tmp/requirements.txt
+RUN $INSTALL && /opt/hostler/venv/bin/python $COMPILE /opt/hostler/venv
 COPY worker_manager /opt/hostler/app/worker_manager
-RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler
+RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler/app
 
 FROM base AS final
 ARG VERSION=dev
@@ -46,13 +47,15 @@ LABEL org.opencontainers.image.vendor="Hostler" \
       org.opencontainers.image.revision="${REVISION}"
 
 FROM final AS manager
-COPY --from=manager-build /opt/hostler /opt/hostler
+COPY --from=manager-build /opt/hostler/venv /opt/hostler/venv
+COPY --from=manager-build /opt/hostler/app /opt/hostler/app
 LABEL org.opencontainers.image.title="hostler-manager" \
       org.opencontainers.image.description="Hostler's worker manager: starts, watches and stops engines through the Docker socket"
 ENTRYPOINT ["python", "-m", "worker_manager"]
 
 FROM final AS gateway
-COPY --from=gateway-build /opt/hostler /opt/hostler
+COPY --from=gateway-build /opt/hostler/venv /opt/hostler/venv
+COPY --from=gateway-build /opt/hostler/app /opt/hostler/app
 LABEL org.opencontainers.image.title="hostler-gateway" \
       org.opencontainers.image.description="Hostler's gateway: one OpenAI-compatible address in front of all engines"
 EXPOSE 8000

@@ -140,9 +140,8 @@ def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str)
 def _check_names(spec: WorkerSpec) -> None:
     if not spec.served_names or any(not name or name.startswith("-") for name in spec.served_names):
         raise PolicyRefusal("a worker needs at least one served name, and none may be empty or begin with a dash")
-    texts = (*spec.served_names, spec.endpoint, *(value for value in spec.args.values() if isinstance(value, str)))
-    if any("\x00" in text for text in texts):
-        raise PolicyRefusal("a name or a value holds a zero byte")
+    if any("\x00" in name for name in (*spec.served_names, spec.endpoint)):
+        raise PolicyRefusal("a name holds a zero byte")
     if any(part in ("", ".", "..") for part in spec.model.split("/")):
         raise PolicyRefusal(f"model folder {spec.model!r} leads out of the models folder")
 
@@ -281,7 +280,7 @@ def _host_config(mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "LogConfig": LOG_ROTATION,
         "Init": True,  # reaps what an engine's workers leave behind
         "OomScoreAdj": OOM_SCORE,
-        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 65536, "Hard": 65536}],
+        "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}],
     }
 
 
@@ -304,13 +303,16 @@ def _worker_limits(spec: WorkerSpec, context: PolicyContext) -> dict[str, Any]:
 
 
 def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
-    """A bind mount; as a `Mount` and not a `Bind`, so that a missing source is an error and not a new folder."""
+    """A bind mount; as a `Mount` and not a `Bind`, so that a missing source is an error and not a new folder.
+
+    No propagation is named: Docker Engine wants another one for its own volumes than for the rest of the disk, and
+    takes the right one by itself.
+    """
     return {
         "Type": "bind",
         "Source": source,
         "Target": target,
         "ReadOnly": read_only,
-        "BindOptions": {"Propagation": "rprivate"},
     }
 
 

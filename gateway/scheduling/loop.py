@@ -73,6 +73,7 @@ class Scheduler:
         self._shown: dict[str, str] = {}
         self.observed: ObservedSet | None = None
         self.connected = False
+        self._problem = ""
         self.last_plan: Plan | None = None
         demand.changed = self._wake.set
 
@@ -108,27 +109,29 @@ class Scheduler:
     # watching the manager
 
     async def _watch(self) -> None:
-        after = -1
+        after = 0
         while True:
             try:
                 observed = await self._manager.observed(after, POLL_SECONDS)
             except (ManagerUnavailable, ManagerRefused, ValueError) as problem:
                 self._lost(problem)
-                after = -1
+                after = 0
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             after = observed.version
             self._take(observed)
 
     def _lost(self, problem: Exception) -> None:
-        if self.connected:
-            log.warning("worker manager lost", problem=str(problem))
+        """Note that the manager can't be spoken with; each cause is logged once, not at every try."""
+        if str(problem) != self._problem:
+            log.warning("worker manager out of reach", problem=str(problem))
+        self._problem = str(problem)
         self.connected = False
 
     def _take(self, observed: ObservedSet) -> None:
         if not self.connected:
             log.info("worker manager found", manager=observed.manager, workers=len(observed.workers))
-        self.connected = True
+        self.connected, self._problem = True, ""
         self.observed = observed
         self._demand.set_workers(observed.workers)
         self._show(observed)

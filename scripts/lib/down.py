@@ -6,9 +6,11 @@ import shutil
 from lib import compose, dotenv, machine, processes
 from lib.console import ROOT, confirm, say, step
 
-GATEWAY_STOP_SECONDS = 45
+GATEWAY_STOP_MARGIN_SECONDS = 15
+"""Beside the time that running requests get (HOSTLER_DRAIN_SECONDS)."""
 MANAGER_STOP_SECONDS = 20
-WORKERS_STOP_SECONDS = 60
+WORKERS_STOP_MARGIN_SECONDS = 30
+"""Beside the time that engines get for their own end (HOSTLER_STOP_SECONDS)."""
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -24,14 +26,16 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 def stop_processes() -> bool:
     """True if anything ran."""
-    if not processes.any_alive():
+    if not processes.anything_left():
         return False
     with step("stopping the gateway (running requests may finish)"):
-        processes.stop("gateway", GATEWAY_STOP_SECONDS)
+        drain = float(dotenv.settings().get("HOSTLER_DRAIN_SECONDS") or 30)
+        processes.stop("gateway", drain + GATEWAY_STOP_MARGIN_SECONDS)
     # the manager before its engines: it would take a stopped engine for a crash, and start it again
     with step("stopping the worker manager and the engines"):
         processes.stop("worker_manager", MANAGER_STOP_SECONDS)
-        processes.stop_workers(WORKERS_STOP_SECONDS)
+        grace = float(dotenv.settings().get("HOSTLER_STOP_SECONDS") or 30)
+        processes.stop_workers(grace + WORKERS_STOP_MARGIN_SECONDS)
     return True
 
 

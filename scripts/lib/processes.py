@@ -78,6 +78,11 @@ def any_alive() -> bool:
     return any(alive(name) for name in MODULES)
 
 
+def anything_left() -> bool:
+    """Whether there is anything to stop: one of the two processes, or a unit that outlived them."""
+    return any_alive() or any((run_folder() / "units").glob("*.json"))
+
+
 def trouble() -> str | None:
     """Which process ended while it should run."""
     ended = [name for name in MODULES if not alive(name)]
@@ -115,7 +120,7 @@ def stop(name: str, seconds: float) -> bool:
 
 def stop_workers(seconds: float) -> None:
     """Stop every engine and job of this instance that the process launcher started."""
-    python = venv.MAIN / "bin" / "python"
+    python = venv.python()
     if not python.exists():
         return
     env = environment(gpu=False)

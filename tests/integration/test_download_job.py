@@ -274,6 +274,15 @@ def test_a_gated_model_with_its_token_arrives(bench: Bench) -> None:
     assert TOKEN not in job.log.read()
 
 
+def test_the_token_is_not_shown_to_the_host_that_holds_the_weights(bench: Bench) -> None:
+    bench.repository.token = TOKEN
+    bench.hub.faults.redirect_large = True
+    assert bench.run(token=TOKEN)[0] == 0
+    assert all(one.has_token for one in bench.hub.served("config.json"))
+    assert [one.has_token for one in bench.hub.served(WEIGHTS)] == [False]
+    bench.assert_whole()
+
+
 @pytest.mark.parametrize(
     ("model", "revision", "named"),
     [("org/nothing", "main", "org/nothing"), (MODEL, "v9", "v9"), ("org/..", "main", "org/.."), (MODEL, "../x", "x")],
@@ -355,11 +364,13 @@ def test_of_two_downloads_at_once_the_second_waits_and_fetches_nothing(bench: Be
     bench.assert_whole()
 
 
-def test_a_server_error_that_stays_is_told_and_what_came_is_kept(bench: Bench) -> None:
-    bench.hub.faults.status = 404
+@pytest.mark.parametrize(("answer", "kind"), [(404, "unknown"), (401, "model_gated"), (503, "unknown")])
+def test_a_hub_that_refuses_every_file_is_quoted(bench: Bench, answer: int, kind: str) -> None:
+    bench.hub.faults.status = answer
     status, last = bench.run()
-    assert (status, last["event"], last["kind"]) == (1, "failed", "unknown")
-    assert "404" in last["message"]
+    assert (status, last["event"], last["kind"]) == (1, "failed", kind)
+    assert str(answer) in last["message"]
+    assert not bench.final.exists()
 
 
 def test_help_works() -> None:

@@ -24,6 +24,8 @@ LARGE_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pth")
 CHUNK_BYTES = 64 * 1024
 INFO = re.compile(r"^/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?$")
 RESOLVE = re.compile(r"^/([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
+CONTENT = re.compile(r"^/content/([^/]+/[^/]+)/(.+)$")
+"""Where large files come from when they come from another host, as those of the real hub do."""
 
 
 @dataclass
@@ -73,6 +75,7 @@ class Served:
     start: int
     has_range: bool
     count: int
+    has_token: bool = False
 
 
 @dataclass
@@ -85,6 +88,8 @@ class Faults:
     hold_after_bytes: int | None = None
     """Send this many bytes of a file, set `held`, and go on only after `release` is set."""
     ignore_range: bool = False
+    redirect_large: bool = False
+    """Send requests for large files on to another host name."""
     status: int | None = None
     """Answer every request for a file with this status."""
 
@@ -103,6 +108,7 @@ class HubServer:
         self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://{host}:{self._server.server_address[1]}"
+        self.content_url = f"http://localhost:{self._server.server_address[1]}/content"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -163,6 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
         if found := RESOLVE.match(path):
             name, revision, file = (unquote(part) for part in found.groups())
             self._file(name, revision, file)
+        elif found := CONTENT.match(path):
+            name, file = (unquote(part) for part in found.groups())
+            self._content(self.server.hub.repositories[name], file)
         elif found := INFO.match(path):
             name, quoted = found.groups()
             self._info(unquote(name), unquote(quoted) if quoted else None)
@@ -199,6 +208,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
         elif hub.faults.status is not None:
             self._refuse(HTTPStatus(hub.faults.status), "", "fault")
+        elif hub.faults.redirect_large and path.endswith(LARGE_SUFFIXES):
+            self._answer(HTTPStatus.FOUND, b"", {"Location": f"{hub.content_url}/{name}/{path}"})
         else:
             self._content(repository, path)
 
@@ -218,7 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
         self._head(HTTPStatus.PARTIAL_CONTENT if asked else HTTPStatus.OK, headers)
         count = self._send(content[start:end]) if self.command == "GET" else 0
-        self.server.hub.note(Served(self.command, path, start, bool(self.headers.get("Range")), count))
+        has_range, has_token = "Range" in self.headers, "Authorization" in self.headers
+        self.server.hub.note(Served(self.command, path, start, has_range, count, has_token))
 
     def _send(self, content: bytes) -> int:
         """Write the body as far as the faults let it. Returns the number of bytes that went out."""

@@ -126,6 +126,8 @@ RULES = (
     ),
 )
 
+CAUSE_IS_ELSEWHERE = re.compile(r"See root cause above|check the stack trace above|^\s+(raise|return) |\braise \w+\(")
+"""Lines at the end of vLLM's log that only point upward."""
 ERROR_LINE = re.compile(r"\b(\w*(Error|Exception))\b|\bERROR\b|\bFATAL\b|\bfatal\b|\berror:", re.ASCII)
 AT_RUN = {FailureKind.OUT_OF_MEMORY_AT_LOAD: FailureKind.OUT_OF_MEMORY_AT_RUN}
 
@@ -134,7 +136,7 @@ def diagnose(
     *, exit_code: int | None, out_of_memory: bool, lines: Sequence[str], was_ready: bool, now: float
 ) -> Failure:
     """The failure in words. `was_ready`: it had served before it died; `now`: Unix time, seconds."""
-    tail = tuple(line[:LINE_CHARACTERS] for line in lines[-TAIL_LINES:])
+    tail = _tail(lines, None)
     if out_of_memory:
         kind = FailureKind.OUT_OF_MEMORY_AT_RUN if was_ready else FailureKind.OUT_OF_MEMORY_AT_LOAD
         message = "the kernel ended the engine: it used more main memory than its limit"
@@ -143,13 +145,14 @@ def diagnose(
         if found := _newest_match(rule.pattern, lines):
             kind = AT_RUN.get(rule.kind, rule.kind) if was_ready else rule.kind
             message = f"{rule.message}: {_short(found)}"
-            return Failure(kind=kind, message=message, hint=rule.hint, log_tail=tail, at=now)
-    return _undiagnosed(exit_code, lines, tail, now)
+            return Failure(kind=kind, message=message, hint=rule.hint, log_tail=_tail(lines, found), at=now)
+    return _undiagnosed(exit_code, lines, now)
 
 
-def _undiagnosed(exit_code: int | None, lines: Sequence[str], tail: tuple[str, ...], now: float) -> Failure:
-    """No rule fits: say which signal, or show the last error line."""
-    error = _newest_match(ERROR_LINE, lines)
+def _undiagnosed(exit_code: int | None, lines: Sequence[str], now: float) -> Failure:
+    """No rule fits: say which signal, or show the last error line that names a cause."""
+    error = _newest_match(ERROR_LINE, [line for line in lines if not CAUSE_IS_ELSEWHERE.search(line)])
+    tail = _tail(lines, error)
     if exit_code is not None and _is_kill(exit_code):
         message = "the engine was killed from outside (SIGKILL)"
         hint = "see who did: an operator, or the kernel for want of memory (dmesg)"
@@ -163,6 +166,16 @@ def _undiagnosed(exit_code: int | None, lines: Sequence[str], tail: tuple[str, .
 def _is_kill(exit_code: int) -> bool:
     """Docker reports 128 + signal, a child process the negative signal."""
     return exit_code in (128 + signal.SIGKILL, -signal.SIGKILL)
+
+
+def _tail(lines: Sequence[str], telling: str | None) -> tuple[str, ...]:
+    """The last lines; where the telling one stands before them, half of them are taken from around it."""
+    last = list(lines[-TAIL_LINES:])
+    if telling is not None and telling not in last:
+        at = len(lines) - 1 - list(reversed(lines)).index(telling)
+        half = TAIL_LINES // 2
+        last = [*lines[max(0, at - half + 8) : at + 7], "[...]", *lines[-half:]]
+    return tuple(line[:LINE_CHARACTERS] for line in last)
 
 
 def _newest_match(pattern: re.Pattern[str], lines: Sequence[str]) -> str | None:

@@ -78,6 +78,8 @@ class ModelFolder:
     def publish(self) -> None:
         """Make the model visible under its commit and write the reference; what other runs left over goes away."""
         if not self._final.is_dir():
+            for folder in (self._incoming, *(path for path in self._incoming.rglob("*") if path.is_dir())):
+                _sync_folder(folder)
             self._incoming.replace(self._final)
         shutil.rmtree(self._incoming.parent, ignore_errors=True)
         _write_durably(self._reference, self._commit + "\n")

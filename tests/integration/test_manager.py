@@ -1,0 +1,419 @@
+"""The real manager process on its Unix socket, with the process launcher and the engine simulator."""
+
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import pytest
+
+from tests.support.processes import REPOSITORY, RunningProcess, python_module, short_folder
+from tests.support.waiting import wait_until
+from worker_manager.contract import (
+    DesiredSet,
+    FailureKind,
+    LogTail,
+    ObservedSet,
+    ObservedWorker,
+    WorkerSpec,
+    WorkerState,
+)
+
+START_SECONDS = 30.0
+T = TypeVar("T")
+
+
+class Machine:
+    """One machine with a manager; `folder` holds its run, models and cache folders."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "run" / "manager" / "manager.sock"
+        self.manager: RunningProcess | None = None
+        self.client = httpx.Client(
+            transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://manager", timeout=20
+        )
+        self._generation = 0
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        return {
+            "HOSTLER_LAUNCHER": "process",
+            "HOSTLER_DEVICE": "cpu",
+            "HOSTLER_RUN": str(self.folder / "run"),
+            "HOSTLER_MODELS": str(self.folder / "models"),
+            "HOSTLER_CACHE": str(self.folder / "cache"),
+            "HOSTLER_VLLM_COMMAND": shlex.join([sys.executable, "-m", "tests.engine_simulator"]),
+            "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY}",
+            "HOSTLER_STOP_SECONDS": "5",
+            **extra,
+        }
+
+    def start(self, **extra: str) -> RunningProcess:
+        if self.manager is not None:
+            self.manager.stop()
+        self.manager = RunningProcess(python_module("worker_manager"), self.environment(**extra))
+        self.manager.wait_for_socket(self.socket, START_SECONDS)
+        return self.manager
+
+    def add_model(self, name: str = "tiny", **orders: Any) -> None:
+        folder = self.folder / "models" / "local" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 2048}')
+        (folder / "simulator.json").write_text(json.dumps(orders))
+
+    def send(self, *specs: WorkerSpec) -> httpx.Response:
+        self._generation += 1
+        return self.put(DesiredSet(generation=self._generation, workers=specs))
+
+    def put(self, wanted: DesiredSet) -> httpx.Response:
+        return self.client.put("/desired", content=msgspec.json.encode(wanted))
+
+    def observed(self, after: int | None = None, wait: float = 0) -> ObservedSet:
+        query = {} if after is None else {"after": str(after), "wait": str(wait)}
+        answer = self.client.get("/observed", params=query)
+        assert answer.status_code == 200, answer.text
+        return msgspec.json.decode(answer.content, type=ObservedSet)
+
+    def worker(self, worker: str = "w1") -> ObservedWorker | None:
+        return next((each for each in self.observed().workers if each.spec.id == worker), None)
+
+    def wait_for(self, state: WorkerState, worker: str = "w1", seconds: float = START_SECONDS) -> ObservedWorker:
+        """The worker, once it is in this state."""
+
+        def reached() -> ObservedWorker | None:
+            seen = self.worker(worker)
+            return seen if seen is not None and seen.state is state else None
+
+        found = wait_until(reached, f"{worker} {state}", seconds=seconds, interval=0.05)
+        assert found is not None
+        return found
+
+    def wait_until_gone(self, worker: str = "w1") -> None:
+        wait_until(lambda: self.worker(worker) is None, f"{worker} gone", seconds=START_SECONDS, interval=0.05)
+
+    def pid(self, worker: str = "w1") -> int:
+        return int(json.loads((self.folder / "run" / "units" / f"{worker}.json").read_text())["pid"])
+
+    def ask_engine(self, worker: str = "w1") -> int:
+        socket = self.folder / "run" / "engines" / worker / "engine.sock"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
+            body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+            return client.post("/v1/completions", json=body, timeout=20).status_code
+
+    def clean_up(self) -> None:
+        self.client.close()
+        if self.manager is not None:
+            self.manager.stop()
+        stopper = RunningProcess(python_module("worker_manager", "stop-workers"), self.environment())
+        assert stopper.wait(60) == 0, stopper.output
+        stopper.stop()
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    with short_folder() as folder:
+        host = Machine(folder)
+        host.add_model()
+        yield host
+        host.clean_up()
+
+
+def spec(worker: str = "w1", **change: Any) -> WorkerSpec:
+    base = WorkerSpec(id=worker, endpoint="tiny", model="local/tiny", served_names=("tiny",))
+    return msgspec.structs.replace(base, **change)
+
+
+def is_running(pid: int) -> bool:
+    """Not for a zombie: an orphan's new parent may be slow to bury it."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+def in_thread(work: Callable[[], T]) -> Callable[[], T]:
+    """Run it beside the test; the returned function waits for its result."""
+    box: list[T] = []
+    thread = threading.Thread(target=lambda: box.append(work()))
+    thread.start()
+
+    def result() -> T:
+        thread.join(START_SECONDS)
+        return box[0]
+
+    return result
+
+
+def test_a_desired_worker_becomes_ready_answers_and_goes_when_it_is_no_longer_desired(machine: Machine) -> None:
+    machine.start()
+    assert machine.send(spec()).json()["generation"] == 1
+    ready = machine.wait_for(WorkerState.READY)
+    assert ready.socket == "w1/engine.sock"
+    assert machine.ask_engine() == 200
+    pid = machine.pid()
+    machine.send()
+    machine.wait_until_gone()
+    wait_until(lambda: not is_running(pid), "engine gone")
+    assert not (machine.folder / "run" / "engines" / "w1").exists()
+    assert machine.observed().generation == 2
+
+
+def test_a_killed_engine_is_noticed_within_a_second_backs_off_and_comes_back(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    before = machine.pid()
+    os.kill(before, signal.SIGKILL)
+    dead = machine.wait_for(WorkerState.BACKOFF, seconds=1.0)
+    assert dead.retry_at is not None
+    assert 5 < dead.retry_at - time.time() < 12
+    assert dead.failure is not None
+    assert dead.failure.kind is FailureKind.KILLED
+    again = machine.wait_for(WorkerState.READY)
+    assert again.restarts == 1
+    assert machine.pid() != before
+
+
+def test_a_killed_manager_leaves_its_engines_alone_and_adopts_them_when_it_is_back(machine: Machine) -> None:
+    manager = machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    pid, first = machine.pid(), machine.observed().manager
+    manager.kill()
+    assert machine.ask_engine() == 200
+    machine.start()
+    seen = machine.observed()
+    assert (seen.generation, seen.manager != first) == (0, True)
+    assert [each.state for each in seen.workers] == [WorkerState.READY]
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    assert (machine.pid(), machine.observed().workers[0].restarts) == (pid, 0)
+
+
+def test_an_adopted_engine_that_dies_is_noticed_too(machine: Machine) -> None:
+    manager = machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    manager.kill()
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    os.kill(machine.pid(), signal.SIGKILL)
+    machine.wait_for(WorkerState.BACKOFF, seconds=1.0)
+
+
+def test_an_unknown_worker_is_stopped_once_the_gateway_has_spoken(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    pid = machine.pid()
+    assert machine.manager is not None
+    machine.manager.kill()
+    machine.start()
+    assert machine.observed().workers[0].state is WorkerState.READY
+    machine.send(spec("w2"))
+    machine.wait_until_gone()
+    machine.wait_for(WorkerState.READY, "w2")
+    assert not is_running(pid)
+
+
+def test_a_changed_spec_replaces_the_worker(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec())
+    first = machine.wait_for(WorkerState.READY)
+    pid = machine.pid()
+    machine.send(spec(max_model_len=128))
+    wait_until(
+        lambda: (seen := machine.worker()) is not None and seen.spec_hash != first.spec_hash and seen.state == "ready",
+        "the new spec is ready",
+        seconds=START_SECONDS,
+        interval=0.05,
+    )
+    assert machine.pid() != pid
+    assert not is_running(pid)
+
+
+def test_a_worker_that_policy_refuses_fails_at_once_and_recovers_with_another_spec(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec(args={"trust-remote-code": True}))
+    failed = machine.wait_for(WorkerState.FAILED)
+    assert failed.failure is not None
+    assert failed.failure.kind is FailureKind.BAD_FLAG
+    assert failed.restarts == 0
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+
+
+def test_a_missing_model_fails_at_once_with_a_hint(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec(model="local/absent"))
+    failed = machine.wait_for(WorkerState.FAILED)
+    assert failed.failure is not None
+    assert failed.failure.kind is FailureKind.MODEL_MISSING
+    assert failed.failure.hint
+
+
+def test_a_load_that_takes_too_long_is_cut_off(machine: Machine) -> None:
+    machine.add_model("slow", load_seconds=60)
+    machine.start(HOSTLER_LOAD_SECONDS="2")
+    machine.send(spec(model="local/slow"))
+    late = machine.wait_for(WorkerState.BACKOFF)
+    assert late.failure is not None
+    assert late.failure.kind is FailureKind.LOAD_TIMEOUT
+
+
+def test_one_worker_that_stops_slowly_holds_up_no_other(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    os.kill(machine.pid(), signal.SIGSTOP)  # it will not hear TERM
+    machine.send(spec("w2"))
+    machine.wait_for(WorkerState.READY, "w2", seconds=4.5)
+    machine.wait_until_gone()
+
+
+def test_a_corrupt_unit_file_harms_no_other_worker(machine: Machine) -> None:
+    manager = machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    pid = machine.pid()
+    manager.kill()
+    (machine.folder / "run" / "units" / "broken.json").write_text("{")
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    assert machine.pid() == pid
+    wait_until(lambda: not (machine.folder / "run" / "units" / "broken.json").exists(), "broken unit removed")
+
+
+def test_a_reused_process_id_is_not_taken_for_the_engine(machine: Machine) -> None:
+    manager = machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    manager.kill()
+    path = machine.folder / "run" / "units" / "w1.json"
+    engine = machine.pid()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "pid": os.getpid()}))
+    os.killpg(engine, signal.SIGKILL)
+    machine.start()
+    machine.send()
+    machine.wait_until_gone()  # and this test process was not signalled
+
+
+def test_the_long_poll_answers_as_soon_as_something_changes(machine: Machine) -> None:
+    machine.start()
+    version = machine.observed().version
+    wait_until(lambda: machine.observed(machine.observed().version, 0.3) is not None, "quiet")
+    version = machine.observed().version
+    answer = in_thread(lambda: machine.observed(version, 20))
+    machine.send(spec())
+    assert answer().version > version
+
+
+def test_an_older_desired_set_is_refused(machine: Machine) -> None:
+    machine.start()
+    assert machine.put(DesiredSet(generation=5)).status_code == 200
+    refused = machine.put(DesiredSet(generation=4))
+    assert refused.status_code == 409
+    assert refused.json()["error"]["kind"] == "stale_generation"
+    assert machine.put(DesiredSet(generation=5)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("PUT", "/desired", b"{", 400),
+        ("PUT", "/desired", b'{"generation": 0}', 400),
+        ("PUT", "/desired", b'{"generation": 1, "privileged": true}', 400),
+        ("PUT", "/desired", b'{"generation": 1, "workers": [{"id": "../x"}]}', 400),
+        ("PUT", "/desired", b" " * (5 << 20), 413),
+        ("GET", "/observed?after=x", b"", 400),
+        ("GET", "/workers/nobody/log", b"", 404),
+        ("DELETE", "/downloads/none", b"", 404),
+        ("POST", "/downloads", b'{"model": "../x"}', 400),
+        ("GET", "/nothing", b"", 404),
+        ("POST", "/observed", b"", 405),
+    ],
+)
+def test_a_bad_request_gets_the_one_error_shape(
+    shared: Machine, method: str, path: str, body: bytes, status: int
+) -> None:
+    answer = shared.client.request(method, path, content=body)
+    assert answer.status_code == status
+    assert set(answer.json()["error"]) == {"kind", "message", "hint"}
+    assert answer.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Machine]:
+    """One manager for requests that change nothing."""
+    with short_folder() as folder:
+        host = Machine(folder)
+        host.start()
+        yield host
+        host.clean_up()
+
+
+def test_a_workers_log_can_be_read(machine: Machine) -> None:
+    machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    tail = msgspec.json.decode(machine.client.get("/workers/w1/log?lines=5").content, type=LogTail)
+    assert tail.worker == "w1"
+    assert 0 < len(tail.lines) <= 5
+
+
+def test_downloads_are_refused_offline_with_a_sentence(machine: Machine) -> None:
+    machine.start(HOSTLER_OFFLINE="1")
+    refused = machine.client.post("/downloads", json={"model": "org/name"})
+    assert (refused.status_code, refused.json()["error"]["kind"]) == (409, "offline")
+
+
+def test_a_second_manager_on_the_same_socket_refuses_to_start(machine: Machine) -> None:
+    machine.start()
+    second = RunningProcess(python_module("worker_manager"), machine.environment())
+    assert second.wait(START_SECONDS) == 1
+    assert "another worker manager answers" in second.output
+    second.stop()
+    assert machine.client.get("/livez").status_code == 204
+
+
+def test_the_socket_is_for_the_group_alone(machine: Machine) -> None:
+    machine.start()
+    assert machine.socket.stat().st_mode & 0o777 == 0o660
+    assert machine.socket.parent.stat().st_mode & 0o777 == 0o770
+
+
+def test_a_run_folder_with_too_long_a_path_is_refused_with_what_to_do(machine: Machine) -> None:
+    refused = RunningProcess(
+        python_module("worker_manager"), machine.environment(HOSTLER_RUN=str(machine.folder / ("x" * 80)))
+    )
+    assert refused.wait(START_SECONDS) == 1
+    assert "HOSTLER_RUN" in refused.output
+    refused.stop()
+
+
+def test_term_ends_the_manager_and_not_its_engines(machine: Machine) -> None:
+    manager = machine.start()
+    machine.send(spec())
+    machine.wait_for(WorkerState.READY)
+    manager.signal(signal.SIGTERM)
+    assert manager.wait(START_SECONDS) == 0
+    assert not machine.socket.exists()
+    assert machine.ask_engine() == 200
+
+
+def test_help_says_what_the_commands_do() -> None:
+    shown = RunningProcess(python_module("worker_manager", "--help"))
+    assert shown.wait(START_SECONDS) == 0
+    assert "stop-workers" in shown.output
+    shown.stop()

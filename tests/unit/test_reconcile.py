@@ -1,0 +1,305 @@
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker_manager import reconcile as rules
+from worker_manager.contract import DesiredSet, Failure, FailureKind, Gpu, WorkerSpec, WorkerState, spec_hash
+from worker_manager.launchers.base import Unit, UnitKind
+
+NOW = 1_000_000.0
+LIMITS = rules.Limits(load_seconds=100)
+ENDPOINTS = ("a", "b", "c")
+
+
+def spec(worker: str = "w1", **change: object) -> WorkerSpec:
+    base = WorkerSpec(id=worker, endpoint="tiny", model="local/tiny", served_names=("tiny",))
+    return msgspec.structs.replace(base, **change)
+
+
+def desired(*specs: WorkerSpec) -> DesiredSet:
+    return DesiredSet(generation=1, workers=specs)
+
+
+def unit(of: WorkerSpec, *, running: bool = True, never_started: bool = False) -> Unit:
+    return Unit(id=of.id, kind=UnitKind.WORKER, running=running, never_started=never_started, created_at=NOW, worker=of)
+
+
+def tracked(of: WorkerSpec, state: WorkerState, **change: object) -> rules.Tracked:
+    known = rules.entered(rules.fresh(of, NOW), state, NOW)
+    return msgspec.structs.replace(known, **change)
+
+
+def failure(kind: FailureKind = FailureKind.UNKNOWN) -> Failure:
+    return Failure(kind=kind, message="it broke", hint="mend it", at=NOW)
+
+
+def card(uuid: str = "GPU-0", total: int = 1000, used: int = 0, foreign: int = 0) -> Gpu:
+    return Gpu(
+        index=0,
+        uuid=uuid,
+        name="card",
+        memory_total_mib=total,
+        memory_used_mib=used,
+        memory_foreign_mib=foreign,
+    )
+
+
+def decide(
+    wanted: DesiredSet | None,
+    known: dict[str, rules.Tracked] | None = None,
+    found: list[Unit] | None = None,
+    *,
+    gpus: tuple[Gpu, ...] = (),
+    busy: frozenset[str] = frozenset(),
+    now: float = NOW,
+) -> list[rules.Action]:
+    units = {each.id: each for each in found or []}
+    return rules.reconcile(wanted, known or {}, units, busy=busy, gpus=gpus, limits=LIMITS, now=now)
+
+
+def test_a_desired_worker_is_tracked_and_then_started() -> None:
+    wanted = spec()
+    assert decide(desired(wanted)) == [rules.Track("w1", wanted)]
+    assert decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}) == [rules.Start("w1", wanted)]
+
+
+def test_without_a_desired_set_a_found_unit_is_adopted_and_nothing_is_removed() -> None:
+    found = spec()
+    assert decide(None, {}, [unit(found)]) == [rules.Adopt("w1", found, running=True)]
+    assert decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found)]) == []
+
+
+def test_a_worker_that_dies_before_the_desired_set_came_is_no_longer_shown_as_serving() -> None:
+    found = spec()
+    actions = decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found, running=False)])
+    assert actions == [rules.Adopt("w1", found, running=False)]
+
+
+def test_an_unknown_unit_is_stopped_once_the_desired_set_came() -> None:
+    found = spec("stray")
+    assert decide(desired(), {"stray": tracked(found, WorkerState.READY)}, [unit(found)]) == [
+        rules.Stop("stray", "no longer desired")
+    ]
+
+
+def test_a_running_worker_that_is_still_desired_is_left_alone() -> None:
+    wanted = spec()
+    assert decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)}, [unit(wanted)]) == []
+
+
+def test_a_changed_spec_stops_the_old_worker_before_the_new_one_starts() -> None:
+    old, new = spec(), spec(max_model_len=64)
+    assert isinstance(decide(desired(new), {"w1": tracked(old, WorkerState.READY)}, [unit(old)])[0], rules.Stop)
+    assert decide(desired(new), {"w1": tracked(old, WorkerState.STOPPING)}) == [rules.Track("w1", new)]
+
+
+def test_a_changed_spec_frees_a_failed_worker() -> None:
+    old, new = spec(), spec(max_model_len=64)
+    assert decide(desired(old), {"w1": tracked(old, WorkerState.FAILED)}) == []
+    assert decide(desired(new), {"w1": tracked(old, WorkerState.FAILED)}) == [rules.Track("w1", new)]
+
+
+def test_a_dead_worker_is_collected_and_a_vanished_one_counts_as_killed() -> None:
+    wanted = spec()
+    dead = unit(wanted, running=False)
+    assert decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)}, [dead]) == [
+        rules.Collect("w1", None, dead)
+    ]
+    vanished = decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)})[0]
+    assert isinstance(vanished, rules.Collect)
+    assert vanished.failure is not None
+    assert vanished.failure.kind is FailureKind.KILLED
+
+
+def test_a_container_that_was_created_and_never_started_is_replaced_without_counting_a_death() -> None:
+    wanted = spec()
+    half = unit(wanted, running=False, never_started=True)
+    actions = decide(desired(wanted), {"w1": tracked(wanted, WorkerState.BACKOFF)}, [half])
+    assert actions == [rules.Stop("w1", "its start was not finished")]
+
+
+def test_a_worker_that_loads_too_long_is_given_up() -> None:
+    wanted = spec()
+    known = {"w1": tracked(wanted, WorkerState.LOADING)}
+    assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 99) == []
+    late = decide(desired(wanted), known, [unit(wanted)], now=NOW + 101)[0]
+    assert isinstance(late, rules.Collect)
+    assert late.failure is not None
+    assert late.failure.kind is FailureKind.LOAD_TIMEOUT
+
+
+def test_nothing_is_decided_for_a_worker_with_an_action_under_way() -> None:
+    wanted = spec()
+    assert decide(desired(wanted), {}, [], busy=frozenset({"w1"})) == []
+
+
+def test_a_back_off_is_waited_for() -> None:
+    wanted = spec()
+    known = {"w1": tracked(wanted, WorkerState.BACKOFF, retry_at=NOW + 5)}
+    assert decide(desired(wanted), known, now=NOW + 4) == []
+    assert decide(desired(wanted), known, now=NOW + 5) == [rules.Start("w1", wanted)]
+
+
+def test_a_start_waits_for_gpu_memory_with_a_reason_and_fails_after_its_deadline() -> None:
+    wanted = spec(gpus=("GPU-0",), gpu_memory_mib=800)
+    full = (card(used=500, foreign=500),)
+    waits = decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}, gpus=full)[0]
+    assert isinstance(waits, rules.Wait)
+    assert "GPU-0 has 500 MiB free, 800 MiB are needed" in waits.reason
+    waiting = {"w1": rules.entered(rules.fresh(wanted, NOW), WorkerState.WAITING, NOW, waits.reason)}
+    assert decide(desired(wanted), waiting, gpus=full, now=NOW + 59) == []
+    given_up = decide(desired(wanted), waiting, gpus=full, now=NOW + 61)[0]
+    assert isinstance(given_up, rules.GiveUp)
+    assert given_up.failure.kind is FailureKind.OUT_OF_MEMORY_AT_LOAD
+    assert decide(desired(wanted), waiting, gpus=(card(),), now=NOW + 59) == [rules.Start("w1", wanted)]
+
+
+def test_a_worker_that_still_loads_has_its_promise_already() -> None:
+    loading = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
+    wanted = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
+    known = {"w0": tracked(loading, WorkerState.LOADING), "w1": rules.fresh(wanted, NOW)}
+    actions = decide(desired(loading, wanted), known, [unit(loading)], gpus=(card(used=10),))
+    assert [type(action) for action in actions] == [rules.Wait]
+
+
+def test_two_starts_of_one_pass_do_not_share_memory() -> None:
+    first = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
+    second = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
+    known = {"w0": rules.fresh(first, NOW), "w1": rules.fresh(second, NOW)}
+    actions = decide(desired(first, second), known, gpus=(card(),))
+    assert [type(action) for action in actions] == [rules.Start, rules.Wait]
+
+
+@pytest.mark.parametrize(("deaths", "base"), [(1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (40, 300)])
+def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_tenth(deaths: int, base: float) -> None:
+    delay = rules.backoff_seconds("w1", deaths)
+    assert base * 0.9 <= delay <= base * 1.1
+    assert delay == rules.backoff_seconds("w1", deaths)
+
+
+def test_workers_do_not_all_come_back_at_the_same_instant() -> None:
+    assert len({rules.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
+
+
+def test_the_fifth_death_within_half_an_hour_is_the_last() -> None:
+    known, now = tracked(spec(), WorkerState.READY), NOW
+    for count in range(1, 6):
+        known = rules.died(known, failure(), now)
+        expected = WorkerState.FAILED if count == 5 else WorkerState.BACKOFF
+        assert known.state is expected
+        now += 100
+
+
+def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes() -> None:
+    known = tracked(spec(), WorkerState.READY, deaths=(NOW - 1801, NOW - 1000, NOW - 900))
+    assert len(rules.died(known, failure(), NOW).deaths) == 3
+    assert len(rules.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
+
+
+def test_a_failure_that_would_come_again_is_final_at_once() -> None:
+    assert rules.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
+        WorkerState.FAILED
+    )
+
+
+def test_a_launcher_that_does_not_answer_costs_no_death() -> None:
+    known = rules.postponed(tracked(spec(), WorkerState.CREATING), NOW, "Docker is away")
+    assert (known.state, known.deaths, known.retry_at) == (WorkerState.BACKOFF, (), NOW + 5)
+
+
+# any world
+
+
+specs = st.builds(
+    spec,
+    st.sampled_from(ENDPOINTS),
+    max_model_len=st.sampled_from([None, 64]),
+    gpus=st.sampled_from([(), ("GPU-0",), ("GPU-0", "GPU-1")]),
+    gpu_memory_mib=st.sampled_from([300, 700]),
+)
+states = st.sampled_from(list(WorkerState))
+
+
+def by_id(values: list[WorkerSpec]) -> tuple[WorkerSpec, ...]:
+    return tuple({each.id: each for each in values}.values())
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]]:
+    wanted = draw(st.none() | st.lists(specs, max_size=3).map(lambda values: desired(*by_id(values))))
+    known = {
+        each.id: tracked(each, draw(states), since=NOW - draw(st.sampled_from([0, 50, 500])))
+        for each in by_id(draw(st.lists(specs, max_size=3)))
+    }
+    found = [unit(each, running=draw(st.booleans())) for each in by_id(draw(st.lists(specs, max_size=3)))]
+    return wanted, known, found
+
+
+@given(worlds())
+def test_one_action_per_worker_and_no_removal_without_a_desired_set(
+    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+) -> None:
+    wanted, known, found = world
+    actions = decide(wanted, known, found, gpus=(card(), card("GPU-1")))
+    assert len({action.id for action in actions}) == len(actions)
+    if wanted is None:
+        assert {type(action) for action in actions} <= {rules.Adopt, rules.Forget}
+
+
+@given(worlds())
+def test_starts_never_promise_more_than_the_card_has(
+    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+) -> None:
+    wanted, known, found = world
+    gpus = (card(), card("GPU-1"))
+    starts = [action.spec for action in decide(wanted, known, found, gpus=gpus) if isinstance(action, rules.Start)]
+    live = rules.live_specs(known, {each.id: each for each in found})
+    for gpu in gpus:
+        promised = sum(each.gpu_memory_mib or 0 for each in [*live, *starts] if gpu.uuid in each.gpus)
+        before = sum(each.gpu_memory_mib or 0 for each in live if gpu.uuid in each.gpus)
+        assert promised == before or promised <= gpu.memory_total_mib + len(starts) * rules.GPU_MARGIN_MIB
+
+
+@given(worlds())
+def test_every_world_comes_to_rest_at_the_desired_set(
+    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+) -> None:
+    """Actions are done as the supervisor does them, all successful; a dozen passes must be enough."""
+    wanted, known, found = world
+    known, units, now = dict(known), {each.id: each for each in found}, NOW
+    for _ in range(12):
+        actions = rules.reconcile(wanted, known, units, busy=frozenset(), gpus=(), limits=LIMITS, now=now)
+        for action in actions:
+            carry_out(action, known, units, now)
+        now += 20
+    if wanted is None:
+        return
+    hashes = {each.id: spec_hash(each) for each in wanted.workers}
+    assert {id_: spec_hash(each.worker) for id_, each in units.items() if each.worker} == {
+        id_: value for id_, value in hashes.items() if known[id_].state is not WorkerState.FAILED
+    }
+    assert known.keys() == hashes.keys()
+
+
+def carry_out(action: rules.Action, known: dict[str, rules.Tracked], units: dict[str, Unit], now: float) -> None:
+    match action:
+        case rules.Adopt(id=worker, spec=of, running=running):
+            known[worker] = rules.adopted(of, known.get(worker), now, running=running)
+        case rules.Track(id=worker, spec=of):
+            known[worker] = rules.fresh(of, now)
+        case rules.Start(id=worker, spec=of):
+            known[worker] = rules.entered(known[worker], WorkerState.READY, now)
+            units[worker] = unit(of)
+        case rules.Wait(id=worker, reason=reason):
+            known[worker] = rules.entered(known[worker], WorkerState.WAITING, now, reason)
+        case rules.GiveUp(id=worker, failure=why):
+            known[worker] = rules.failed(known[worker], why, now)
+        case rules.Collect(id=worker, failure=why):
+            units.pop(worker, None)
+            known[worker] = rules.died(known[worker], why or failure(), now)
+        case rules.Stop(id=worker):
+            units.pop(worker, None)
+            known.pop(worker, None)
+        case rules.Forget(id=worker):
+            known.pop(worker, None)

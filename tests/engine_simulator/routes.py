@@ -68,11 +68,11 @@ class Router:
             self._handler(request)(self._engine, connection, request)
         except RequestError as error:
             connection.answer_json(error.body(request.path), error.status)
-        except Exception:
-            # the root of a request: vLLM answers 500 to whatever it did not foresee, and goes on
+        except Exception:  # noqa: BLE001 - the root of a request, logged
+            # vLLM answers 500 to whatever it did not foresee, and goes on
             traceback.print_exc()
-            error = RequestError(500, "Internal Server Error", "InternalServerError")
-            connection.answer_json(error.body(request.path), error.status)
+            failure = RequestError(500, "Internal Server Error", "InternalServerError")
+            connection.answer_json(failure.body(request.path), failure.status)
 
     def _handler(self, request: Request) -> Handler:
         route = self._routes.get(request.path)

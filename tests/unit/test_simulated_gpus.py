@@ -84,7 +84,7 @@ def failed_start(host: SimulatedHost, folder: Path, simulation: Simulation | Non
         return process.output
 
 
-def test_nvml_shows_the_cards_of_the_folder(host: SimulatedHost):
+def test_nvml_shows_the_cards_of_the_folder(host: SimulatedHost) -> None:
     shown = read_nvml(host)
     assert [card["uuid"] for card in shown["cards"]] == [FIRST, SECOND]
     assert [card["total"] for card in shown["cards"]] == [24_576, 24_576]
@@ -95,7 +95,7 @@ def test_nvml_shows_the_cards_of_the_folder(host: SimulatedHost):
     assert shown["missing"] == "Not Found"
 
 
-def test_nvml_shows_who_holds_memory_and_forgets_the_dead(host: SimulatedHost, folder: Path):
+def test_nvml_shows_who_holds_memory_and_forgets_the_dead(host: SimulatedHost, folder: Path) -> None:
     with running_engine(folder, flags=["--gpu-memory-utilization", "0.5"], env=on_card(host, SECOND)) as engine:
         shown = read_nvml(host)["cards"]
         assert shown[0]["users"] == []
@@ -107,17 +107,17 @@ def test_nvml_shows_who_holds_memory_and_forgets_the_dead(host: SimulatedHost, f
         assert host.live_claims() == []
 
 
-def test_nvml_shows_the_memory_of_other_programs(host: SimulatedHost):
+def test_nvml_shows_the_memory_of_other_programs(host: SimulatedHost) -> None:
     host.add_foreign(FIRST, 3000, pid=77)
     held = host.hold(FIRST, 500)
-    assert sorted(read_nvml(host)["cards"][0]["users"])[0] == [77, 3000]
+    assert [77, 3000] in read_nvml(host)["cards"][0]["users"]
     assert host.used_mib(FIRST) == read_nvml(host)["cards"][0]["used"] == 3500
     held.release()
     host.clear_foreign()
     assert read_nvml(host)["cards"][0]["used"] == 0
 
 
-def test_nvml_without_a_host_says_that_there_is_no_driver(host: SimulatedHost, folder: Path):
+def test_nvml_without_a_host_says_that_there_is_no_driver(host: SimulatedHost, folder: Path) -> None:
     with running([sys.executable, "-c", READ_NVML], {**host.env, "HOSTLER_SIMULATED_GPUS": str(folder)}) as process:
         assert process.wait() == 1
         assert "NVMLError_DriverNotLoaded" in process.output
@@ -135,17 +135,17 @@ def test_nvml_without_a_host_says_that_there_is_no_driver(host: SimulatedHost, f
         ({"CUDA_VISIBLE_DEVICES": "GPU-none"}, []),
     ],
 )
-def test_visible_cards_are_those_asked_for(host: SimulatedHost, environment: dict[str, str], seen: list[str]):
+def test_visible_cards_are_those_asked_for(host: SimulatedHost, environment: dict[str, str], seen: list[str]) -> None:
     assert read_cards(host.folder) == CARDS
     assert [card.uuid for card in visible_cards(host.folder, environment)] == seen
 
 
-def test_an_engine_without_a_card_claims_nothing(host: SimulatedHost, folder: Path):
+def test_an_engine_without_a_card_claims_nothing(host: SimulatedHost, folder: Path) -> None:
     with running_engine(folder, env=host.env):
         assert host.live_claims() == []
 
 
-def test_a_second_engine_that_does_not_fit_fails_as_vllm_does(host: SimulatedHost, folder: Path):
+def test_a_second_engine_that_does_not_fit_fails_as_vllm_does(host: SimulatedHost, folder: Path) -> None:
     with running_engine(folder, flags=["--gpu-memory-utilization", "0.6"], env=on_card(host, FIRST)):
         output = failed_start(host, folder, None, "--gpu-memory-utilization", "0.5")
         assert host.used_mib(FIRST) == pytest.approx(0.6 * 24_576, abs=1)
@@ -155,32 +155,32 @@ def test_a_second_engine_that_does_not_fit_fails_as_vllm_does(host: SimulatedHos
     )
 
 
-def test_claiming_more_than_the_card_has_is_out_of_memory(host: SimulatedHost, folder: Path):
+def test_claiming_more_than_the_card_has_is_out_of_memory(host: SimulatedHost, folder: Path) -> None:
     output = failed_start(host, folder, Simulation(claim_mib=30_000))
     assert "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 29.3 GiB." in output
     assert host.live_claims() == []
 
 
-def test_weights_that_leave_no_room_for_a_kv_cache_fail_as_vllm_does(host: SimulatedHost, folder: Path):
+def test_weights_that_leave_no_room_for_a_kv_cache_fail_as_vllm_does(host: SimulatedHost, folder: Path) -> None:
     output = failed_start(host, folder, Simulation(weights_mib=23_000))
     assert "No available memory for the cache blocks" in output
 
 
-def test_an_exact_kv_cache_decides_the_claim(host: SimulatedHost, folder: Path):
+def test_an_exact_kv_cache_decides_the_claim(host: SimulatedHost, folder: Path) -> None:
     flags = ["--kv-cache-memory-bytes", str(2 << 30)]
     with running_engine(folder, Simulation(weights_mib=1000), flags=flags, env=on_card(host, FIRST)) as engine:
         assert host.used_mib(FIRST) == 1000 + 300 + 2048
         assert "Available KV cache memory: 2.00 GiB" in engine.process.output
 
 
-def test_tensor_parallelism_claims_every_card_and_fails_with_too_few(host: SimulatedHost, folder: Path):
+def test_tensor_parallelism_claims_every_card_and_fails_with_too_few(host: SimulatedHost, folder: Path) -> None:
     flags = ["--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.25"]
     with running_engine(folder, flags=flags, env=on_card(host, f"{FIRST},{SECOND}")):
         assert [host.used_mib(uuid) for uuid in (FIRST, SECOND)] == [6144, 6144]
     assert "World size (2) is larger than the number of available GPUs (1)" in failed_start(host, folder, None, *flags)
 
 
-def test_of_many_engines_at_once_only_those_that_fit_start(host: SimulatedHost, folder: Path):
+def test_of_many_engines_at_once_only_those_that_fit_start(host: SimulatedHost, folder: Path) -> None:
     model = model_folder(folder / "model")
     flags = ["--gpu-memory-utilization", "0.4"]
     processes = [
@@ -202,7 +202,7 @@ def sleeper(host: SimulatedHost, folder: Path) -> Iterator[SimulatedEngine]:
         yield engine
 
 
-def test_sleep_gives_the_memory_back_and_wake_up_takes_it_again(host: SimulatedHost, sleeper: SimulatedEngine):
+def test_sleep_gives_the_memory_back_and_wake_up_takes_it_again(host: SimulatedHost, sleeper: SimulatedEngine) -> None:
     full = host.used_mib(FIRST)
     with sleeper.client() as client:
         before = _completion(client)
@@ -216,7 +216,7 @@ def test_sleep_gives_the_memory_back_and_wake_up_takes_it_again(host: SimulatedH
         assert _completion(client) == before
 
 
-def test_level_2_needs_its_weights_again_before_it_answers_as_before(sleeper: SimulatedEngine):
+def test_level_2_needs_its_weights_again_before_it_answers_as_before(sleeper: SimulatedEngine) -> None:
     with sleeper.client() as client:
         before = _completion(client)
         client.post("/sleep?level=2")
@@ -227,7 +227,7 @@ def test_level_2_needs_its_weights_again_before_it_answers_as_before(sleeper: Si
         assert _completion(client) == before
 
 
-def test_a_request_to_a_sleeping_engine_kills_it(sleeper: SimulatedEngine):
+def test_a_request_to_a_sleeping_engine_kills_it(sleeper: SimulatedEngine) -> None:
     with sleeper.client() as client:
         client.post("/sleep")
         with pytest.raises(Exception, match="disconnected"):
@@ -235,7 +235,7 @@ def test_a_request_to_a_sleeping_engine_kills_it(sleeper: SimulatedEngine):
         assert sleeper.process.wait() == 1
 
 
-def test_waking_where_somebody_took_the_memory_kills_the_engine(host: SimulatedHost, sleeper: SimulatedEngine):
+def test_waking_where_somebody_took_the_memory_kills_the_engine(host: SimulatedHost, sleeper: SimulatedEngine) -> None:
     with sleeper.client() as client:
         client.post("/sleep")
         host.add_foreign(FIRST, 20_000)
@@ -245,7 +245,7 @@ def test_waking_where_somebody_took_the_memory_kills_the_engine(host: SimulatedH
         assert "torch.OutOfMemoryError" in sleeper.process.output
 
 
-def test_the_sleep_faults_refuse_it_or_keep_the_memory(host: SimulatedHost, folder: Path):
+def test_the_sleep_faults_refuse_it_or_keep_the_memory(host: SimulatedHost, folder: Path) -> None:
     env = on_card(host, FIRST, VLLM_SERVER_DEV_MODE="1")
     for faults, status in ((Faults(refuse_sleep=True), 500), (Faults(memory_not_returned=True), 200)):
         with running_engine(folder, Simulation(faults=faults), flags=["--enable-sleep-mode"], env=env) as engine:
@@ -258,14 +258,14 @@ def test_the_sleep_faults_refuse_it_or_keep_the_memory(host: SimulatedHost, fold
             engine.socket.unlink(missing_ok=True)
 
 
-def test_sleep_mode_without_a_gpu_is_refused_at_the_start(host: SimulatedHost, folder: Path):
+def test_sleep_mode_without_a_gpu_is_refused_at_the_start(host: SimulatedHost, folder: Path) -> None:
     model = model_folder(folder / "model")
     with running(serve_command(model, folder / "s", flags=["--enable-sleep-mode"]), host.env) as process:
         assert process.wait() == 1
         assert "Sleep mode is not supported on current platform" in process.output
 
 
-def test_the_hook_does_nothing_on_a_machine_without_a_simulated_host(folder: Path):
+def test_the_hook_does_nothing_on_a_machine_without_a_simulated_host(folder: Path) -> None:
     hook = (REPOSITORY / "tests" / "testbed" / "nvidia_hook_stand_in").read_text()
     assert "\nHOST=/var/lib/hostler-simulated-gpus\n" in hook
     elsewhere = hook.replace("HOST=/var/lib/hostler-simulated-gpus", f"HOST={folder}")

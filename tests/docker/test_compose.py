@@ -111,7 +111,7 @@ def wait_ready(found: ComposeProject) -> None:
         raise AssertionError(f"{missed}\n{found.logs()}") from missed
 
 
-@pytest.fixture(scope="module", params=manager_users().values(), ids=manager_users().keys())
+@pytest.fixture(scope="module", params=list(manager_users().values()), ids=list(manager_users()))
 def live(request: pytest.FixtureRequest) -> Iterator[ComposeProject]:
     """The whole project, up and ready."""
     with project(**request.param) as found:
@@ -177,14 +177,13 @@ def test_a_request_starts_an_engine_that_is_fenced_in_and_reaches_nothing(live: 
     assert not [source for source in mounts if "docker.sock" in source or source == str(live.models)]
 
 
-def test_both_healthchecks_turn_healthy(live: ComposeProject) -> None:
-    for service in ("gateway", "worker_manager"):
-        wait_until(
-            lambda name=service: live.container(name)["State"]["Health"]["Status"] == "healthy",
-            f"{service} healthy",
-            seconds=READY_SECONDS,
-            interval=0.5,
-        )
+@pytest.mark.parametrize("service", ["gateway", "worker_manager"])
+def test_the_healthcheck_turns_healthy(live: ComposeProject, service: str) -> None:
+    def healthy() -> bool:
+        state: dict[str, Any] = live.container(service)["State"]
+        return bool(state["Health"]["Status"] == "healthy")
+
+    wait_until(healthy, f"{service} healthy", seconds=READY_SECONDS, interval=0.5)
 
 
 def test_with_the_gpu_file_the_manager_sees_every_card_and_starts_nothing_on_them() -> None:

@@ -7,7 +7,7 @@ from gateway.endpoints.registry import Registry
 from gateway.endpoints.status import EndpointStatus, WorkerView
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import GatewayError
-from gateway.scheduling.demand import Demand
+from gateway.scheduling.demand import Demand, sentences
 from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.memory import cpu_need, gpu_need
 from gateway.scheduling.types import WantedEndpoint
@@ -163,7 +163,7 @@ class EndpointStatuses:
             (worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None
         )
         if failed is not None:
-            return "failed", f"{failed.message} {failed.hint}".strip()
+            return "failed", sentences(failed)
         facts, why = self._catalogue.facts(spec)
         if facts is None:
             return self._state_of_download(spec, observed, why)
@@ -177,7 +177,7 @@ class EndpointStatuses:
             total = f" of {download.bytes_total}" if download.bytes_total is not None else ""
             return "downloading", f"{download.bytes_done}{total} bytes are here"
         if download is not None and download.failure is not None:
-            return "failed", f"{download.failure.message} {download.failure.hint}".strip()
+            return "failed", sentences(download.failure)
         return "cold", why
 
     def _why_waiting(self, name: str) -> str:

@@ -10,9 +10,7 @@ from gateway.proxy.dialects import Dialect
 from gateway.proxy.upstream import Send
 
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-FORWARDED = frozenset(
-    {b"accept", b"content-type", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"}
-)
+FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"})
 """Request headers an engine gets. Credentials and cookies stay here."""
 DROPPED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date", b"upgrade", b"trailer"})
 """Response headers that belong to the connection behind us."""
@@ -53,6 +51,10 @@ class Call:
         target = self.path.encode("latin-1", "replace") + (b"?" + self.query if self.query else b"")
         lines = [b"%s %s HTTP/1.1\r\nhost: engine\r\nx-request-id: %s" % (self.method.encode(), target, self.id)]
         lines += [name + b": " + value for name, value in self.headers.items() if name in FORWARDED]
+        given = self.headers.get(b"content-type", b"")
+        # whatever a client calls its JSON (curl -d says it is a form), the engine takes it under one name only
+        kind = given if given.startswith(b"multipart/") else b"application/json"
+        lines.append(b"content-type: " + kind)
         lines.append(b"content-length: %d\r\n\r\n" % len(self.body))
         return b"\r\n".join(lines)
 

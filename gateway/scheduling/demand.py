@@ -31,6 +31,7 @@ class Slot:
         self.unreachable_until = 0.0
         self.in_flight = 0
         self.last_used = now
+        self.loading_since: float | None = None
 
     def takes_requests(self, ceiling: int, now: float) -> bool:
         """Whether a request may be sent there now."""
@@ -65,7 +66,6 @@ class Queue(msgspec.Struct):
     """Somebody asked for its workers to go; the next request that waits ends that."""
     last_load_seconds: float | None = None
     """How long its last worker took to become ready: what Retry-After and ETA are made of."""
-    loading_since: float | None = None
 
 
 class Demand:
@@ -118,13 +118,12 @@ class Demand:
         if worker.state is WorkerState.READY and slot.state is not WorkerState.READY:
             slot.unreachable_until = 0.0
             slot.last_used = now
-            if queue is not None and queue.loading_since is not None:
-                queue.last_load_seconds = now - queue.loading_since
-                queue.loading_since = None
-        elif worker.state in (WorkerState.CREATING, WorkerState.LOADING) and queue is not None:
-            queue.loading_since = queue.loading_since or worker.since
+            if queue is not None and slot.loading_since is not None:
+                queue.last_load_seconds = now - slot.loading_since
+        loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
+        slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.state = worker.state
-        if worker.state is WorkerState.FAILED and worker.failure is not None:
+        if worker.failure is not None and _is_hopeless(worker):
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
     def _tell_the_hopeless(self, now: float) -> None:
@@ -143,7 +142,8 @@ class Demand:
         return self._failures.get(endpoint)
 
     def _has_other_hope(self, endpoint: str) -> bool:
-        return any(slot.endpoint == endpoint and slot.state is not WorkerState.FAILED for slot in self.slots.values())
+        hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
+        return any(slot.endpoint == endpoint and slot.state not in hopeless for slot in self.slots.values())
 
     def set_draining(self, draining: frozenset[str]) -> None:
         """Give no more leases on these workers."""
@@ -309,9 +309,10 @@ class Demand:
     def eta_seconds(self, endpoint: str) -> float | None:
         """Seconds until a worker that is loading should be ready; None where nothing was learned or nothing loads."""
         queue = self.queues.get(endpoint)
-        if queue is None or queue.last_load_seconds is None or queue.loading_since is None:
+        loads = [slot.loading_since for slot in self.slots.values() if slot.endpoint == endpoint and slot.loading_since]
+        if queue is None or queue.last_load_seconds is None or not loads:
             return None
-        return max(1.0, queue.last_load_seconds - (self._clock() - queue.loading_since))
+        return max(1.0, queue.last_load_seconds - (self._clock() - min(loads)))
 
     def retry_after(self, endpoint: str) -> float:
         """Seconds after which trying again makes sense: what is left of the load, else what the last one took."""
@@ -324,9 +325,21 @@ UNREACHABLE_SECONDS = 1.0
 DEFAULT_RETRY_SECONDS = 30.0
 
 
+def _is_hopeless(worker: ObservedWorker) -> bool:
+    """Whether waiting for this worker is in vain: given up, or dead twice and resting ever longer between tries."""
+    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 0
+    return worker.state is WorkerState.FAILED or tried_again
+
+
+def sentences(failure: Failure) -> str:
+    """A diagnosis as one or two sentences."""
+    parts = (part.strip().rstrip(".") for part in (failure.message, failure.hint))
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
+
+
 def endpoint_failed(endpoint: str, failure: Failure, since: float, now: float) -> EndpointFailed:
     """The refusal of a request to an endpoint whose worker failed: the diagnosis, and when to try again."""
     return EndpointFailed(
-        f"The endpoint '{endpoint}' cannot be served: {failure.message} {failure.hint}".strip(),
+        f"The endpoint '{endpoint}' cannot be served: {sentences(failure)}",
         retry_after=max(1.0, RETRY_FAILED_SECONDS - (now - since)),
     )

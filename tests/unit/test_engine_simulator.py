@@ -260,7 +260,8 @@ def test_a_client_that_leaves_is_counted_as_aborted_within_100_ms(folder: Path, 
 def test_tokens_arrive_as_they_are_generated(folder: Path):
     with (
         running_engine(folder, Simulation(tokens_per_second=50, answer_tokens=20)) as engine,
-        engine.client() as client,client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer
+        engine.client() as client,
+        client.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as answer,
     ):
         times = [time.monotonic() for line in answer.iter_lines() if line]
     assert len(times) == 23

@@ -1,0 +1,150 @@
+"""A whole Hostler for tests: a real gateway and a real worker manager as processes, engines by the process launcher."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.engine_simulator.configuration import Simulation, write
+from tests.support.processes import REPOSITORY, RunningProcess, free_port, python_module, short_folder
+from tests.support.simulated_engine import model_folder
+from tests.support.waiting import wait_until
+
+ADMIN_KEY = "an-admin-key-of-the-tests"
+CLIENT_SECONDS = 30.0
+
+
+class Stack:
+    """One Hostler in a folder of its own; `start_*` and the processes can be used to kill and bring back either side."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self.models = folder / "models"
+        self.run = folder / "run"
+        self.env = {
+            "HOSTLER_ADMIN_KEY": ADMIN_KEY,
+            "HOSTLER_PORT": str(self.port),
+            "HOSTLER_DATA": str(folder / "data"),
+            "HOSTLER_MODELS": str(self.models),
+            "HOSTLER_RUN": str(self.run),
+            "HOSTLER_CACHE": str(folder / "cache"),
+            "HOSTLER_INSTANCE": folder.name,
+            "HOSTLER_LAUNCHER": "process",
+            "HOSTLER_DEVICE": "cpu",
+            "HOSTLER_VLLM_COMMAND": f"{sys.executable} -m tests.engine_simulator",
+            "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY}",
+            **(settings or {}),
+        }
+        self.gateway: RunningProcess | None = None
+        self.manager: RunningProcess | None = None
+        self.client = httpx.Client(base_url=self.address, headers=bearer(ADMIN_KEY), timeout=CLIENT_SECONDS)
+        (self.models / "local").mkdir(parents=True, exist_ok=True)
+
+    def start_manager(self) -> RunningProcess:
+        """Start the worker manager and wait for its socket."""
+        self.manager = RunningProcess(python_module("worker_manager"), self.env)
+        self.manager.wait_for_socket(self.run / "manager" / "manager.sock")
+        return self.manager
+
+    def start_gateway(self) -> RunningProcess:
+        """Start the gateway and wait for its port."""
+        self.gateway = RunningProcess(python_module("gateway"), self.env)
+        self.gateway.wait_for_port(self.port)
+        return self.gateway
+
+    def start(self) -> "Stack":
+        """Start both and wait until inference can go on."""
+        self.start_manager()
+        self.start_gateway()
+        wait_until(self.is_ready, "the gateway is ready")
+        return self
+
+    def is_ready(self) -> bool:
+        """Whether `/readyz` says so."""
+        return self.client.get("/readyz").status_code == 200
+
+    def model(self, name: str, simulation: Simulation | None = None) -> Path:
+        """Make (or change) a simulated model under local/."""
+        return model_folder(self.models / "local" / name, simulation)
+
+    def order(self, name: str, simulation: Simulation) -> None:
+        """Change how a model's engines behave while they run."""
+        write(self.models / "local" / name, simulation)
+
+    def endpoint(self, name: str, simulation: Simulation | None = None, **fields: Any) -> dict[str, Any]:
+        """Make a simulated model and register an endpoint for it under the same name."""
+        self.model(name, simulation)
+        body = {"name": name, "model": f"local/{name}", **fields}
+        answer = self.client.post("/api/endpoints", json=body)
+        assert answer.status_code == 201, answer.text
+        created: dict[str, Any] = answer.json()
+        return created
+
+    def status(self, name: str) -> dict[str, Any]:
+        """The status of an endpoint."""
+        status: dict[str, Any] = self.client.get(f"/api/endpoints/{name}").json()["status"]
+        return status
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Every worker the manager sees."""
+        workers: list[dict[str, Any]] = self.client.get("/api/workers").json()
+        return workers
+
+    def wait_for_state(self, name: str, state: str, seconds: float = 20) -> dict[str, Any]:
+        """Wait until an endpoint's state is this one."""
+        wait_until(lambda: self.status(name)["state"] == state, f"{name} is {state}", seconds=seconds)
+        return self.status(name)
+
+    def engine_stats(self, worker: str) -> dict[str, Any]:
+        """What a simulator says of itself."""
+        transport = httpx.HTTPTransport(uds=str(self.run / "engines" / worker / "engine.sock"))
+        with httpx.Client(transport=transport, base_url="http://engine", timeout=CLIENT_SECONDS) as client:
+            stats: dict[str, Any] = client.get("/simulator/stats").json()
+        return stats
+
+    def log_lines(self) -> list[dict[str, Any]]:
+        """Every line the gateway has logged, parsed; raises where one is not JSON."""
+        assert self.gateway is not None
+        return [json.loads(line) for line in self.gateway.output.splitlines() if line.strip()]
+
+    def stop(self) -> None:
+        """Stop everything, engines included."""
+        self.client.close()
+        with contextlib.ExitStack() as stack:
+            for process in (self.manager, self.gateway):
+                if process is not None:
+                    stack.callback(process.stop)
+            stopping = RunningProcess(python_module("worker_manager", "stop-workers"), self.env)
+            stack.callback(stopping.stop)
+            if self.gateway is not None:
+                self.gateway.stop()
+            stopping.wait(30)
+
+
+def bearer(key: str) -> dict[str, str]:
+    """The header that carries a key."""
+    return {"authorization": f"Bearer {key}"}
+
+
+def chat(model: str, content: str = "hello", **fields: Any) -> dict[str, Any]:
+    """The body of a chat completion."""
+    return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
+
+
+@contextlib.contextmanager
+def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A started Hostler for the length of a `with` block."""
+    with short_folder() as folder:
+        os.chmod(folder, 0o755)
+        stack = Stack(folder, settings)
+        try:
+            yield stack.start()
+        finally:
+            stack.stop()

@@ -205,6 +205,14 @@ def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes()
     assert len(rules.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
 
 
+def test_a_worker_that_served_comes_back_soon_the_first_time_and_backs_off_the_second() -> None:
+    first = rules.died(tracked(spec(), WorkerState.READY), failure(), NOW, ready_seconds=5)
+    assert first.retry_at == NOW + rules.COMEBACK_SECONDS
+    second = rules.died(first, failure(), NOW + 20, ready_seconds=5)
+    assert second.retry_at is not None
+    assert second.retry_at >= NOW + 20 + 18
+
+
 def test_a_failure_that_would_come_again_is_final_at_once() -> None:
     assert rules.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
         WorkerState.FAILED

@@ -32,11 +32,16 @@ class Slot:
         self.in_flight = 0
         self.last_used = now
         self.loading_since: float | None = None
+        self.ready_since = worker.since
 
     def takes_requests(self, ceiling: int, now: float) -> bool:
         """Whether a request may be sent there now."""
         serving = self.state is WorkerState.READY and not self.draining
         return serving and self.in_flight < ceiling and self.unreachable_until <= now
+
+    def is_forgiven(self, waiter: "Waiter | None", now: float) -> bool:
+        """Whether a request that it failed may try it again: it has started anew since, or a moment has passed."""
+        return waiter is not None and (self.ready_since > waiter.since or now - waiter.since >= UNREACHABLE_SECONDS)
 
 
 class Lease:
@@ -54,6 +59,7 @@ class Waiter(msgspec.Struct):
     granted: asyncio.Future[Slot]
     since: float
     avoid: frozenset[str] = frozenset()
+    """Workers that have just failed it."""
 
 
 class Queue(msgspec.Struct):
@@ -123,6 +129,8 @@ class Demand:
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.state = worker.state
+        if worker.state is WorkerState.READY:
+            slot.ready_since = worker.since
         if worker.failure is not None and _is_hopeless(worker):
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
@@ -186,9 +194,9 @@ class Demand:
             self.changed()
 
     def try_acquire(self, endpoint: str, avoid: frozenset[str] = frozenset()) -> Lease | None:
-        """A lease if a worker is free this instant and nobody waits before us."""
+        """A lease if a worker is free this instant and nobody waits before us who could have it."""
         queue = self.queues.get(endpoint)
-        if queue is None or queue.waiters:
+        if queue is None or any(not waiter.avoid for waiter in queue.waiters):
             return None
         slot = self._pick(endpoint, queue, avoid)
         return self._lease(slot) if slot is not None else None
@@ -273,11 +281,15 @@ class Demand:
         slot.in_flight += 1
         return Lease(slot, 0.0)
 
-    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str]) -> Slot | None:
+    def _pick(
+        self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None
+    ) -> Slot | None:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
-            if slot.endpoint != endpoint or slot.id in avoid or not slot.takes_requests(queue.per_worker, now):
+            if slot.endpoint != endpoint or not slot.takes_requests(queue.per_worker, now):
+                continue
+            if slot.id in avoid and not slot.is_forgiven(waiter, now):
                 continue
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
@@ -290,7 +302,9 @@ class Demand:
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
         for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoid)
+            slot = self._pick(endpoint, queue, waiter.avoid, waiter)
+            if slot is None and waiter.avoid:
+                continue  # what it avoids may serve the next one
             if slot is None:
                 return
             queue.waiters.remove(waiter)

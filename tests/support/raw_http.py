@@ -57,6 +57,12 @@ class RawConnection:
             self.received += piece
         return self.received
 
+    def read_some(self) -> bytes:
+        """Wait for the next bytes; none once the peer has closed."""
+        piece = self._receive()
+        self.received += piece
+        return piece
+
     def read_to_end(self) -> bytes:
         """Everything, once the peer has closed. Raises TimeoutError if it does not."""
         while piece := self._receive():

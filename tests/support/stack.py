@@ -1,6 +1,9 @@
 """A whole Hostler for tests: a real gateway and a real worker manager as processes, engines by the process launcher."""
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import json
 import os
 import sys
@@ -42,6 +45,7 @@ class Stack:
             "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY}",
             **(settings or {}),
         }
+        self._seeds = itertools.count(1)
         self.gateway: RunningProcess | None = None
         self.manager: RunningProcess | None = None
         self.client = httpx.Client(base_url=self.address, headers=bearer(ADMIN_KEY), timeout=CLIENT_SECONDS)
@@ -77,6 +81,18 @@ class Stack:
     def order(self, name: str, simulation: Simulation) -> None:
         """Change how a model's engines behave while they run."""
         write(self.models / "local" / name, simulation)
+
+    def behave(self, name: str, simulation: Simulation) -> None:
+        """Change how a model's ready engines behave, and wait until they all do."""
+        marked = dataclasses.replace(simulation, seed=next(self._seeds))
+        self.order(name, marked)
+        for worker in self.status(name)["workers"]:
+            if worker["state"] == "ready":
+                seen = functools.partial(self._has_seed, worker["id"], marked.seed)
+                wait_until(seen, f"{worker['id']} has read its orders")
+
+    def _has_seed(self, worker: str, seed: int) -> bool:
+        return bool(self.engine_stats(worker)["seed"] == seed)
 
     def endpoint(self, name: str, simulation: Simulation | None = None, **fields: Any) -> dict[str, Any]:
         """Make a simulated model and register an endpoint for it under the same name."""

@@ -335,7 +335,9 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
         return failed(counted, failure, now)
     if len(deaths) >= DEATHS_LIMIT:
         return failed(counted, failure, now)
-    delay = backoff_seconds(known.spec.id, len(deaths))
+    # an engine that served until somebody killed or removed it is not to blame: back at once, the first time
+    blameless = failure.kind is FailureKind.KILLED and ready_seconds > 0 and len(deaths) == 1
+    delay = 0.0 if blameless else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
     return msgspec.structs.replace(
         waiting, since=now, retry_at=now + delay, failure=failure, restarts=known.restarts + 1

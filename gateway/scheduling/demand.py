@@ -327,7 +327,7 @@ DEFAULT_RETRY_SECONDS = 30.0
 
 def _is_hopeless(worker: ObservedWorker) -> bool:
     """Whether waiting for this worker is in vain: given up, or dead twice and resting ever longer between tries."""
-    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 0
+    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 1
     return worker.state is WorkerState.FAILED or tried_again
 
 

@@ -28,7 +28,7 @@ def engine(stack: ComposeStack) -> dict[str, Any]:
 def test_an_engine_has_no_network_and_no_power(engine: dict[str, Any]) -> None:
     host = engine["HostConfig"]
     assert host["NetworkMode"] == "none"
-    assert list(engine["NetworkSettings"]["Networks"]) == ["none"]
+    assert set(engine["NetworkSettings"]["Networks"]) <= {"none"}
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
     assert host["Privileged"] is False

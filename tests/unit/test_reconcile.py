@@ -178,6 +178,18 @@ def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_te
     assert delay == rules.backoff_seconds("w1", deaths)
 
 
+def test_an_engine_that_served_until_it_was_killed_comes_back_at_once_but_only_the_first_time() -> None:
+    killed = failure(FailureKind.KILLED)
+    once = rules.died(tracked(spec(), WorkerState.READY), killed, NOW, ready_seconds=5)
+    assert (once.state, once.retry_at) == (WorkerState.BACKOFF, NOW)
+    again = rules.died(once, killed, NOW, ready_seconds=5)
+    assert again.retry_at is not None
+    assert again.retry_at > NOW + 10
+    while_loading = rules.died(tracked(spec(), WorkerState.LOADING), killed, NOW)
+    assert while_loading.retry_at is not None
+    assert while_loading.retry_at > NOW + 5
+
+
 def test_workers_do_not_all_come_back_at_the_same_instant() -> None:
     assert len({rules.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
 

@@ -35,6 +35,8 @@ DEATHS_WINDOW_SECONDS = 1800.0
 WAITING_SECONDS = 60.0
 CREATING_SECONDS = 120.0
 UNAVAILABLE_RETRY_SECONDS = 5.0
+ADOPTED_SECONDS = 60.0
+"""How long an adopted engine that should serve long since may take to answer."""
 FOUND_RUNNING = "found running"
 """The reason of an adopted worker until its first probe has answered."""
 GPU_MARGIN_MIB = 64
@@ -204,7 +206,8 @@ def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, limits: Lim
         return Collect(spec.id, known.failure, unit)
     if known.state is not WorkerState.LOADING:
         return Adopt(spec.id, spec, running=True)
-    if now - known.since <= limits.load_seconds:
+    patience = min(ADOPTED_SECONDS, limits.load_seconds)
+    if now <= max(unit.created_at + limits.load_seconds, known.since + patience):
         return None
     failure = Failure(
         kind=FailureKind.LOAD_TIMEOUT,

@@ -108,6 +108,18 @@ def test_the_demo_answers_and_down_leaves_nothing_running_but_all_the_data(stran
     assert (stranger.folder / "models" / "local" / "demo" / "config.json").exists()
 
 
+def test_the_first_requests_of_the_readme_work_as_they_stand(stranger: Stranger) -> None:
+    stranger.up("--demo")
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## First request")[1].split("\n## ")[0].replace(":8000", f":{stranger.port}")
+    shell, client = (block.split("\n", 1)[1] for block in section.split("```")[1::2])
+    shell = shell.replace(" .env)", f" {stranger.env_file})")
+    assert "chat.completion" in pasted(shell)
+    (stranger.folder / "client.py").write_text(client, encoding="utf-8")
+    exported = next(line for line in shell.splitlines() if line.startswith("export "))
+    assert pasted(f"{exported}\n{sys.executable} {stranger.folder / 'client.py'}").strip()
+
+
 def test_up_twice_changes_nothing(stranger: Stranger) -> None:
     stranger.up("--demo")
     before = stranger.env_file.read_text(encoding="utf-8")
@@ -119,8 +131,9 @@ def test_up_twice_changes_nothing(stranger: Stranger) -> None:
 
 def test_an_existing_key_is_kept(stranger: Stranger) -> None:
     stranger.env_file.write_text("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some-length'\n", encoding="utf-8")
-    stranger.up()
+    output = stranger.up()
     assert stranger.env_file.read_text(encoding="utf-8").startswith("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some")
+    assert '"data"' in pasted(told_command(output))
 
 
 def test_a_taken_port_is_told_before_anything_starts(stranger: Stranger) -> None:

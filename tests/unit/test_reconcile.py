@@ -129,6 +129,14 @@ def test_a_worker_that_loads_too_long_is_given_up() -> None:
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
 
 
+def test_an_adopted_worker_that_was_started_long_ago_has_a_minute_to_answer() -> None:
+    wanted = spec()
+    old = msgspec.structs.replace(unit(wanted), created_at=NOW - 5000)
+    known = {"w1": rules.adopted(wanted, None, NOW, running=True)}
+    assert decide(desired(wanted), known, [old], now=NOW + 59) == []
+    assert isinstance(decide(desired(wanted), known, [old], now=NOW + 61)[0], rules.Collect)
+
+
 def test_nothing_is_decided_for_a_worker_with_an_action_under_way() -> None:
     wanted = spec()
     assert decide(desired(wanted), {}, [], busy=frozenset({"w1"})) == []

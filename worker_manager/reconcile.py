@@ -28,8 +28,6 @@ from worker_manager.launchers.base import Unit
 
 BACKOFF_SECONDS = 10.0
 BACKOFF_MAX_SECONDS = 300.0
-COMEBACK_SECONDS = 1.0
-"""A worker that has served and dies for the first time comes back this soon: most such deaths are not a loop."""
 BACKOFF_JITTER = 0.1
 HEALTHY_SECONDS = 600.0
 DEATHS_LIMIT = 5
@@ -340,8 +338,9 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
         return failed(counted, failure, now)
     if len(deaths) >= DEATHS_LIMIT:
         return failed(counted, failure, now)
-    first_of_a_served_one = ready_seconds > 0 and len(deaths) == 1
-    delay = COMEBACK_SECONDS if first_of_a_served_one else backoff_seconds(known.spec.id, len(deaths))
+    # an engine that served until somebody killed or removed it is not to blame: back at once, the first time
+    blameless = failure.kind is FailureKind.KILLED and ready_seconds > 0 and len(deaths) == 1
+    delay = 0.0 if blameless else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
     return msgspec.structs.replace(
         waiting, since=now, retry_at=now + delay, failure=failure, restarts=known.restarts + 1

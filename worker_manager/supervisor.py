@@ -213,7 +213,8 @@ class Supervisor:
                 self._set(worker, rules.entered(known, WorkerState.CREATING, now))
                 self._spawn(worker, self._start(known, spec))
             case rules.Collect(id=worker) if known is not None:
-                self._set(worker, rules.entered(known, WorkerState.STOPPING, now, "died: its log is read"))
+                # not STOPPING: the gateway would take it for leaving and ask for another, whose past is clean
+                self._set(worker, rules.entered(known, WorkerState.WAITING, now, "died: its log is read"))
                 self._spawn(worker, self._collect(known, action))
             case rules.Stop(id=worker, reason=reason):
                 if known is not None:

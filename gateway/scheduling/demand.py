@@ -281,9 +281,7 @@ class Demand:
         slot.in_flight += 1
         return Lease(slot, 0.0)
 
-    def _pick(
-        self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None
-    ) -> Slot | None:
+    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None) -> Slot | None:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
@@ -341,7 +339,7 @@ DEFAULT_RETRY_SECONDS = 30.0
 
 def _is_hopeless(worker: ObservedWorker) -> bool:
     """Whether waiting for this worker is in vain: given up, or dead twice and resting ever longer between tries."""
-    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 0
+    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 1
     return worker.state is WorkerState.FAILED or tried_again
 
 

@@ -49,7 +49,9 @@ def worker(name: str, number: int, *cards: str, promise: int = 10_000, **fields:
     fields = {"state": WorkerState.READY, "since": LONG_AGO, "last_used": NOW - 500, **fields}
     of = fields.pop("template", template(name, promise if cards else None))
     size = promise if cards else None
-    return KnownWorker(spec=msgspec.structs.replace(of, id=f"{name}-{number}", gpus=cards, gpu_memory_mib=size), **fields)
+    return KnownWorker(
+        spec=msgspec.structs.replace(of, id=f"{name}-{number}", gpus=cards, gpu_memory_mib=size), **fields
+    )
 
 
 def situation(

@@ -407,9 +407,7 @@ def test_never_more_than_max_workers_are_started_and_never_fewer_than_min_worker
         current = [
             known
             for known in serving
-            if one.template is not None
-            and is_same(one.template, known.spec)
-            and known.state is not WorkerState.FAILED
+            if one.template is not None and is_same(one.template, known.spec) and known.state is not WorkerState.FAILED
         ]
         if not one.stopped:
             left = [known for known in current if known.spec.id not in gone]
@@ -481,7 +479,9 @@ class Machine:
         self.now += 0.5
         self._finish()
         self._load()
-        before = Situation(now=self.now, endpoints=self._wanted(), workers=tuple(self.workers.values()), cards=self.cards)
+        before = Situation(
+            now=self.now, endpoints=self._wanted(), workers=tuple(self.workers.values()), cards=self.cards
+        )
         decided = plan(before)
         held = promises(in_memory(before, decided))
         assert all(held[card] <= room for card, room in self.cards.items())

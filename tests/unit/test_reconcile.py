@@ -186,6 +186,18 @@ def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_te
     assert delay == rules.backoff_seconds("w1", deaths)
 
 
+def test_an_engine_that_served_until_it_was_killed_comes_back_at_once_but_only_the_first_time() -> None:
+    killed = failure(FailureKind.KILLED)
+    once = rules.died(tracked(spec(), WorkerState.READY), killed, NOW, ready_seconds=5)
+    assert (once.state, once.retry_at) == (WorkerState.BACKOFF, NOW)
+    again = rules.died(once, killed, NOW, ready_seconds=5)
+    assert again.retry_at is not None
+    assert again.retry_at > NOW + 10
+    while_loading = rules.died(tracked(spec(), WorkerState.LOADING), killed, NOW)
+    assert while_loading.retry_at is not None
+    assert while_loading.retry_at > NOW + 5
+
+
 def test_workers_do_not_all_come_back_at_the_same_instant() -> None:
     assert len({rules.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
 
@@ -203,14 +215,6 @@ def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes()
     known = tracked(spec(), WorkerState.READY, deaths=(NOW - 1801, NOW - 1000, NOW - 900))
     assert len(rules.died(known, failure(), NOW).deaths) == 3
     assert len(rules.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
-
-
-def test_a_worker_that_served_comes_back_soon_the_first_time_and_backs_off_the_second() -> None:
-    first = rules.died(tracked(spec(), WorkerState.READY), failure(), NOW, ready_seconds=5)
-    assert first.retry_at == NOW + rules.COMEBACK_SECONDS
-    second = rules.died(first, failure(), NOW + 20, ready_seconds=5)
-    assert second.retry_at is not None
-    assert second.retry_at >= NOW + 20 + 18
 
 
 def test_a_failure_that_would_come_again_is_final_at_once() -> None:

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,17 +12,18 @@ from typing import Any
 
 import httpx
 
+from tests.engine_simulator.configuration import Simulation
 from tests.support.hostler import CLIENT_SECONDS, Hostler, bearer, chat
 from tests.support.processes import REPOSITORY, RunningProcess, free_port, python_module, short_folder
 from tests.support.waiting import wait_until
 
-__all__ = ["ADMIN_KEY", "Stack", "bearer", "chat", "running_stack"]
+__all__ = ["ADMIN_KEY", "CLIENT_SECONDS", "Stack", "bearer", "chat", "running_stack"]
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
 
 
 class Stack(Hostler):
-    """One Hostler in a folder of its own; `start_*` and the processes can be used to kill and bring back either side."""
+    """One Hostler in a folder of its own; `start_*` and the processes serve to kill and bring back either side."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -110,7 +110,6 @@ class Stack(Hostler):
 def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A started Hostler for the length of a `with` block."""
     with short_folder() as folder:
-        os.chmod(folder, 0o755)
         stack = Stack(folder, settings)
         try:
             yield stack.start()

@@ -62,6 +62,8 @@ class Queue(msgspec.Struct):
     per_worker: int
     waiters: deque[Waiter] = msgspec.field(default_factory=deque)
     warm_until: float | None = None
+    ordered_at: float | None = None
+    """When somebody last asked for a start; failures before that no longer count."""
     stopped: bool = False
     """Somebody asked for its workers to go; the next request that waits ends that."""
     last_load_seconds: float | None = None
@@ -139,7 +141,11 @@ class Demand:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
 
     def _failed(self, endpoint: str) -> tuple[Failure, float] | None:
-        return self._failures.get(endpoint)
+        """The failure that requests are refused with, and its time; None if a start was ordered since."""
+        failed, queue = self._failures.get(endpoint), self.queues.get(endpoint)
+        if failed is not None and queue is not None and queue.ordered_at is not None and failed[1] <= queue.ordered_at:
+            return None
+        return failed
 
     def _has_other_hope(self, endpoint: str) -> bool:
         hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
@@ -172,10 +178,11 @@ class Demand:
         return sum(slot.in_flight for slot in self.slots.values() if slot.endpoint == endpoint and not slot.draining)
 
     def poke(self, endpoint: str, seconds: float) -> None:
-        """Want one worker for some seconds even without a request."""
+        """Want one worker for some seconds even without a request; one that failed gets a new try at once."""
         queue = self.queues.get(endpoint)
         if queue is not None:
-            queue.warm_until, queue.stopped = self._clock() + seconds, False
+            queue.ordered_at = self._clock()
+            queue.warm_until, queue.stopped = queue.ordered_at + seconds, False
             self.changed()
 
     def rest(self, endpoint: str) -> None:
@@ -327,7 +334,7 @@ DEFAULT_RETRY_SECONDS = 30.0
 
 def _is_hopeless(worker: ObservedWorker) -> bool:
     """Whether waiting for this worker is in vain: given up, or dead twice and resting ever longer between tries."""
-    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 0
+    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 1
     return worker.state is WorkerState.FAILED or tried_again
 
 

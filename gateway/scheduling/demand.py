@@ -25,6 +25,7 @@ class Slot:
         self.id = worker.spec.id
         self.endpoint = worker.spec.endpoint
         self.names = worker.spec.served_names
+        self.incarnation = _incarnation(worker)
         self.socket = socket
         self.state = worker.state
         self.draining = False
@@ -54,6 +55,11 @@ class Waiter(msgspec.Struct):
     granted: asyncio.Future[Slot]
     since: float
     avoid: frozenset[str] = frozenset()
+    """Incarnations of workers that have failed this request just now."""
+
+    def avoided(self, now: float) -> frozenset[str]:
+        """Whom to avoid still: a worker that lives on after all may be asked once more after a moment."""
+        return self.avoid if now - self.since < UNREACHABLE_SECONDS else frozenset()
 
 
 class Queue(msgspec.Struct):
@@ -117,8 +123,9 @@ class Demand:
             socket = self._engines / worker.socket
             slot = self.slots[worker.spec.id] = Slot(worker, socket, now)
         queue = self.queues.get(slot.endpoint)
-        if worker.state is WorkerState.READY and slot.state is not WorkerState.READY:
+        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, _incarnation(worker)):
             slot.unreachable_until = 0.0
+            slot.incarnation = _incarnation(worker)
             slot.last_used = now
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
@@ -284,7 +291,7 @@ class Demand:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
-            if slot.endpoint != endpoint or slot.id in avoid or not slot.takes_requests(queue.per_worker, now):
+            if slot.endpoint != endpoint or slot.incarnation in avoid or not slot.takes_requests(queue.per_worker, now):
                 continue
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
@@ -296,9 +303,12 @@ class Demand:
                 self._grant(name, queue)
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
+        now = self._clock()
         for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoid)
+            slot = self._pick(endpoint, queue, waiter.avoided(now))
             if slot is None:
+                if waiter.avoid:
+                    continue  # those behind it are not as choosy
                 return
             queue.waiters.remove(waiter)
             if not waiter.granted.done():
@@ -330,6 +340,11 @@ class Demand:
 
 UNREACHABLE_SECONDS = 1.0
 DEFAULT_RETRY_SECONDS = 30.0
+
+
+def _incarnation(worker: ObservedWorker) -> str:
+    """A name for one life of a worker: it keeps its id when it starts again."""
+    return f"{worker.spec.id}@{worker.since}"
 
 
 def _is_hopeless(worker: ObservedWorker) -> bool:

@@ -95,6 +95,8 @@ class _Planner:
             self._drain(worker, "it is no longer what its endpoint asks for")
         elif self._may_retry(worker, endpoint):
             self._drain(worker, "it failed a while ago and a request waits: try again")
+        elif _failed_before_order(worker, endpoint):
+            self._drain(worker, "it failed and a start was ordered since: try again")
 
     def _may_retry(self, worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
         if worker.state is not WorkerState.FAILED or not endpoint.waiting:
@@ -289,6 +291,11 @@ class _Planner:
             self.wake_at.append(stays_until)
             return False
         return starving or (worker.in_flight == 0 and owner.waiting == 0)
+
+
+def _failed_before_order(worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
+    failed = worker.state in (WorkerState.FAILED, WorkerState.BACKOFF)
+    return failed and endpoint.ordered_at is not None and worker.since <= endpoint.ordered_at
 
 
 def _wanted(endpoint: WantedEndpoint, now: float) -> int:

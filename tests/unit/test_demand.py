@@ -369,10 +369,10 @@ async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is():
     clock = Clock()
     demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
     async with waiting(demand, 1) as (task,):
-        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=0)])
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=1)])
         await asyncio.sleep(0)
         assert not task.done()
-        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=1)])
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=2)])
         with pytest.raises(EndpointFailed):
             await task
 

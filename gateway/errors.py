@@ -17,6 +17,7 @@ GatewayError
 ├── EngineBroke             502  the engine died or broke off before the first byte
 ├── NoWorker                503  no worker in time
 │   └── EndpointFailed      503  its workers fail; the message says why
+├── Stopping                503  the gateway is being stopped
 ├── ManagerUnavailable      503  the worker manager does not answer
 └── EngineTooSlow           504
 """
@@ -182,6 +183,14 @@ class ManagerUnavailable(GatewayError):
     status = 503
     type = "service_unavailable_error"
     code = "manager_unavailable"
+
+
+class Stopping(GatewayError):
+    """The gateway's drain time is over, and this request with it."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "stopping"
 
 
 class EngineTooSlow(GatewayError):

@@ -30,8 +30,6 @@ class Worker(Protocol):
     """The worker a lease is for."""
 
     id: str
-    incarnation: str
-    """Another one after each restart, which keeps the id."""
     endpoint: str
     socket: Path
 
@@ -109,7 +107,7 @@ class Relay(Generic[LeaseT]):
                 await self._attempt(call, lease.slot.socket)
             except TryAnother as failed:
                 log.warning("worker did not answer", worker=call.worker, attempt=attempt, problem=failed.error.message)
-                avoid |= {lease.slot.incarnation}
+                avoid |= {call.worker}
                 if attempt == ATTEMPTS:
                     raise failed.error from failed
             else:

@@ -13,6 +13,7 @@ from gateway.errors import (
     GatewayError,
     InternalError,
     MethodNotAllowed,
+    Stopping,
 )
 from gateway.metrics import Metrics
 from gateway.proxy.call import Call
@@ -96,8 +97,8 @@ class InferenceEntry:
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
-            error = ClientGone("The gateway was stopped")
-            raise
+            # only the server cancels a request, when the drain time is over: it is answered, and that is the end of it
+            error = Stopping("The gateway is being stopped: try again in a moment", retry_after=5)
         except Exception:  # the root of a request's task: whatever is not ours to foresee becomes a 500 and a log line
             log.exception("request failed", request_id=call.id.decode())
             error = InternalError(

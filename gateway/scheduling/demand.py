@@ -25,7 +25,6 @@ class Slot:
         self.id = worker.spec.id
         self.endpoint = worker.spec.endpoint
         self.names = worker.spec.served_names
-        self.incarnation = _incarnation(worker)
         self.socket = socket
         self.state = worker.state
         self.draining = False
@@ -33,11 +32,16 @@ class Slot:
         self.in_flight = 0
         self.last_used = now
         self.loading_since: float | None = None
+        self.ready_since = worker.since
 
     def takes_requests(self, ceiling: int, now: float) -> bool:
         """Whether a request may be sent there now."""
         serving = self.state is WorkerState.READY and not self.draining
         return serving and self.in_flight < ceiling and self.unreachable_until <= now
+
+    def is_forgiven(self, waiter: "Waiter | None", now: float) -> bool:
+        """Whether a request that it failed may try it again: it has started anew since, or a moment has passed."""
+        return waiter is not None and (self.ready_since > waiter.since or now - waiter.since >= UNREACHABLE_SECONDS)
 
 
 class Lease:
@@ -55,11 +59,7 @@ class Waiter(msgspec.Struct):
     granted: asyncio.Future[Slot]
     since: float
     avoid: frozenset[str] = frozenset()
-    """Incarnations of workers that have failed this request just now."""
-
-    def avoided(self, now: float) -> frozenset[str]:
-        """Whom to avoid still: a worker that lives on after all may be asked once more after a moment."""
-        return self.avoid if now - self.since < UNREACHABLE_SECONDS else frozenset()
+    """Workers that have just failed it."""
 
 
 class Queue(msgspec.Struct):
@@ -123,15 +123,16 @@ class Demand:
             socket = self._engines / worker.socket
             slot = self.slots[worker.spec.id] = Slot(worker, socket, now)
         queue = self.queues.get(slot.endpoint)
-        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, _incarnation(worker)):
+        if worker.state is WorkerState.READY and slot.state is not WorkerState.READY:
             slot.unreachable_until = 0.0
-            slot.incarnation = _incarnation(worker)
             slot.last_used = now
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.state = worker.state
+        if worker.state is WorkerState.READY:
+            slot.ready_since = worker.since
         if worker.failure is not None and _is_hopeless(worker):
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
@@ -200,9 +201,9 @@ class Demand:
             self.changed()
 
     def try_acquire(self, endpoint: str, avoid: frozenset[str] = frozenset()) -> Lease | None:
-        """A lease if a worker is free this instant and nobody waits before us."""
+        """A lease if a worker is free this instant and nobody waits before us who could have it."""
         queue = self.queues.get(endpoint)
-        if queue is None or queue.waiters:
+        if queue is None or any(not waiter.avoid for waiter in queue.waiters):
             return None
         slot = self._pick(endpoint, queue, avoid)
         return self._lease(slot) if slot is not None else None
@@ -287,11 +288,13 @@ class Demand:
         slot.in_flight += 1
         return Lease(slot, 0.0)
 
-    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str]) -> Slot | None:
+    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None) -> Slot | None:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
-            if slot.endpoint != endpoint or slot.incarnation in avoid or not slot.takes_requests(queue.per_worker, now):
+            if slot.endpoint != endpoint or not slot.takes_requests(queue.per_worker, now):
+                continue
+            if slot.id in avoid and not slot.is_forgiven(waiter, now):
                 continue
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
@@ -303,12 +306,11 @@ class Demand:
                 self._grant(name, queue)
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
-        now = self._clock()
         for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoided(now))
+            slot = self._pick(endpoint, queue, waiter.avoid, waiter)
+            if slot is None and waiter.avoid:
+                continue  # what it avoids may serve the next one
             if slot is None:
-                if waiter.avoid:
-                    continue  # those behind it are not as choosy
                 return
             queue.waiters.remove(waiter)
             if not waiter.granted.done():
@@ -340,11 +342,6 @@ class Demand:
 
 UNREACHABLE_SECONDS = 1.0
 DEFAULT_RETRY_SECONDS = 30.0
-
-
-def _incarnation(worker: ObservedWorker) -> str:
-    """A name for one life of a worker: it keeps its id when it starts again."""
-    return f"{worker.spec.id}@{worker.since}"
 
 
 def _is_hopeless(worker: ObservedWorker) -> bool:

@@ -3,6 +3,7 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -115,6 +116,12 @@ def test_a_broken_stream_of_messages_ends_with_the_error_event_of_that_dialect(
     assert "message_stop" not in answer.text
 
 
+def test_a_stream_of_garbage_raises_in_the_client(client: openai.OpenAI, broken: Callable[..., None]) -> None:
+    broken(garbage_answer=True)
+    with pytest.raises((openai.APIError, json.JSONDecodeError)):
+        drain(client.chat.completions.create(model="faulty", messages=MESSAGES, stream=True))
+
+
 # answers that are none
 
 
@@ -224,24 +231,24 @@ def pair(stack: Stack) -> Iterator[list[str]]:
     stack.client.delete("/api/endpoints/pair")
 
 
-def test_a_worker_that_refuses_connections_is_passed_over_and_the_other_is_called_once(
+def test_a_worker_that_refuses_connections_is_passed_over_and_the_other_is_called_once_for_each_request(
     stack: Stack, pair: list[str]
 ) -> None:
-    first = stack.client.post(CHAT, json=chat("pair")).headers["x-hostler-worker"]
-    [other] = set(pair) - {first}
-    path = stack.run / "engines" / first / "engine.sock"
+    deaf, other = pair
+    stack.behave("pair", Simulation(ttft_seconds=0.3))
+    before = calls(stack, deaf), calls(stack, other)
+    path = stack.run / "engines" / deaf / "engine.sock"
     hidden = path.with_suffix(".hidden")
     path.rename(hidden)
-    with socket.socket(socket.AF_UNIX) as deaf:
-        deaf.bind(str(path))  # bound and not listening: connections are refused
-        before = calls(stack, other)
-        # two at once need both workers; the pooled connection to the first one is used up by a request that holds it
-        served = [stack.client.post(CHAT, json=chat("pair")) for _ in range(4)]
+    with socket.socket(socket.AF_UNIX) as bound, ThreadPoolExecutor(2) as pool:
+        bound.bind(str(path))  # bound and not listening: connections are refused
+        # each worker takes one request at a time, so that one of two at once meets the deaf one
+        served = list(pool.map(lambda _: stack.client.post(CHAT, json=chat("pair")), range(2)))
     path.unlink()
     hidden.rename(path)
-    assert [answer.status_code for answer in served] == [200] * 4
-    by_other = [answer for answer in served if answer.headers["x-hostler-worker"] == other]
-    assert calls(stack, other) - before == len(by_other)
+    assert [(answer.status_code, answer.headers["x-hostler-worker"]) for answer in served] == [(200, other)] * 2
+    assert (calls(stack, deaf), calls(stack, other)) == (before[0], before[1] + 2)
+    assert any(line.get("worker") == deaf and line["event"] == "worker did not answer" for line in stack.log_lines())
 
 
 def test_a_worker_that_dies_before_its_answer_is_replaced_by_the_other_one(stack: Stack, pair: list[str]) -> None:

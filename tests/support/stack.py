@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path

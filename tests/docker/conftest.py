@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.compose import ComposeStack
 
-LOG_CHARACTERS = 20_000
+LOG_CHARACTERS = 10_000
 
 
 @pytest.hookimpl(wrapper=True)
@@ -15,5 +15,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     stack = getattr(item, "funcargs", {}).get("stack")
     if report.failed and isinstance(stack, ComposeStack):
-        report.sections.append(("compose logs", stack.project.logs()[-LOG_CHARACTERS:]))
+        for service in ("gateway", "worker_manager"):
+            report.sections.append((f"logs of {service}", stack.project.logs(service)[-LOG_CHARACTERS:]))
     return report

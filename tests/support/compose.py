@@ -45,7 +45,7 @@ class ComposeProject:
         self.port = free_port()
         self.models = models
         self._files = ["-f", "compose.yaml", *(["-f", "compose.gpu.yaml"] if gpu else [])]
-        self._variables = {
+        self.variables = {
             "HOSTLER_INSTANCE": self.instance,
             "HOSTLER_ADMIN_KEY": self.key,
             "HOSTLER_PORT": str(self.port),
@@ -66,7 +66,7 @@ class ComposeProject:
         done = subprocess.run(
             command,
             cwd=ROOT,
-            env=kept | self._variables,
+            env=kept | self.variables,
             capture_output=True,
             text=True,
             timeout=seconds,
@@ -88,7 +88,10 @@ class ComposeProject:
     def workers(self) -> list[dict[str, Any]]:
         """`docker inspect` of every engine and job of this instance."""
         ids = docker("ps", "-aq", "--filter", f"label=dev.hostler.instance={self.instance}").split()
-        return json.loads(docker("inspect", *ids)) if ids else []
+        # what is removed between the two commands is left out, and makes the second fail
+        done = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, timeout=60, check=False)
+        found: list[dict[str, Any]] = json.loads(done.stdout or "[]") if ids else []
+        return found
 
     def engines(self) -> dict[str, dict[str, Any]]:
         """`docker inspect` of every engine that was not removed, by worker id."""

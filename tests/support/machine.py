@@ -91,6 +91,15 @@ class Machine:
         assert found is not None
         return found
 
+    def wait_for_restarts(self, count: int, worker: str = "w1", seconds: float = MANAGER_SECONDS) -> None:
+        """Wait until so many deaths of the worker were noticed."""
+
+        def noticed() -> bool:
+            seen = self.worker(worker)
+            return seen is not None and seen.restarts == count
+
+        wait_until(noticed, f"{worker} restarts for the {count}. time", seconds=seconds, interval=0.02)
+
     def wait_until_gone(self, worker: str = "w1") -> None:
         wait_until(lambda: self.worker(worker) is None, f"{worker} gone", seconds=MANAGER_SECONDS, interval=0.05)
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
-from tests.support.processes import short_folder
+from tests.support.processes import REPOSITORY, short_folder
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
 from tests.testbed.simulated_gpus.host import SimulatedHost, cards
@@ -53,7 +53,13 @@ class Machine:
 def running() -> Iterator[Machine]:
     with short_folder() as folder:
         host = SimulatedHost.create(folder / "gpus", cards(2, TOTAL_MIB))
-        settings = {"HOSTLER_DEVICE": "cuda", "HOSTLER_GPU_MARGIN_MIB": str(MARGIN_MIB), **host.env}
+        settings = {
+            "HOSTLER_DEVICE": "cuda",
+            "HOSTLER_GPU_MARGIN_MIB": str(MARGIN_MIB),
+            # engines inherit little: what they need beside is named
+            "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY} HOSTLER_SIMULATED_GPUS={host.folder}",
+            **host.env,
+        }
         with running_stack(settings) as stack:
             yield Machine(stack, host)
 
@@ -75,6 +81,7 @@ class Sampler:
         self.wrongs: list[str] = []
         self.samples = 0
         self.most: Counter[str] = Counter()
+        """MiB that engines really held at most, by card."""
 
     def __enter__(self) -> "Sampler":
         self._thread.start()
@@ -99,7 +106,7 @@ class Sampler:
             held = self._machine.host.used_mib(uuid)
             if promised[uuid] > TOTAL_MIB - MARGIN_MIB or held > TOTAL_MIB:
                 self.wrongs.append(f"{uuid}: {promised[uuid]} MiB promised, {held} MiB held")
-            self.most[uuid] = max(self.most[uuid], promised[uuid])
+            self.most[uuid] = max(self.most[uuid], round(held))
 
 
 def test_requests_to_three_whole_card_endpoints_on_two_cards_are_all_served(machine: Machine) -> None:

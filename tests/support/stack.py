@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -86,6 +88,10 @@ class Stack(Hostler):
         with httpx.Client(transport=transport, base_url="http://engine", timeout=CLIENT_SECONDS) as client:
             stats: dict[str, Any] = client.get("/simulator/stats").json()
         return stats
+
+    def kill_engine(self, worker: str) -> None:
+        """`kill -9` of an engine, behind the manager's back."""
+        os.kill(self.engine_stats(worker)["pid"], signal.SIGKILL)
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Every line the gateway has logged, parsed; raises where one is not JSON."""

@@ -33,7 +33,7 @@ async def read(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as problem:
         raise BadRequest(f"The body does not fit: {problem}") from None
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"The body is not JSON: {problem}") from None
 
 

@@ -330,7 +330,10 @@ def failed(known: Tracked, failure: Failure, now: float) -> Tracked:
 
 
 def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.0) -> Tracked:
-    """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served."""
+    """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served.
+
+    The first death of a worker that had served is not held against it: it starts again at once.
+    """
     recent = () if ready_seconds >= HEALTHY_SECONDS else known.deaths
     deaths = (*(at for at in recent if now - at < DEATHS_WINDOW_SECONDS), now)
     counted = msgspec.structs.replace(known, deaths=deaths)
@@ -338,9 +341,9 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
         return failed(counted, failure, now)
     if len(deaths) >= DEATHS_LIMIT:
         return failed(counted, failure, now)
-    # an engine that served until somebody killed or removed it is not to blame: back at once, the first time
-    blameless = failure.kind is FailureKind.KILLED and ready_seconds > 0 and len(deaths) == 1
-    delay = 0.0 if blameless else backoff_seconds(known.spec.id, len(deaths))
+    # most first deaths of an engine that has served are not the beginning of a loop: back at once
+    first = ready_seconds > 0 and len(deaths) == 1
+    delay = 0.0 if first else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
     return msgspec.structs.replace(
         waiting, since=now, retry_at=now + delay, failure=failure, restarts=known.restarts + 1

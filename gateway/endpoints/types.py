@@ -7,7 +7,8 @@ import msgspec
 from worker_manager.contract import FlagValue
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$"
-MODEL_PATTERN = r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$"
+MODEL_PATTERN = r"^(?!local/[^A-Za-z0-9])[A-Za-z0-9][\w.-]{0,95}/(?!\.{1,2}$)[\w.-]{1,96}$"
+"""No name made of dots alone: that would be a folder above. The worker manager takes no hidden folder under local/."""
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
 

@@ -43,7 +43,7 @@ def _peek_json(body: bytes) -> Peek:
         return _decode(body)
     except msgspec.ValidationError as problem:
         raise BadRequest(f"The body does not fit: {problem}") from None
-    except msgspec.DecodeError as problem:
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"The body is not JSON: {problem}") from None
 
 

@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._in_headers = True
         self._chunks: list[bytes] = []
+        self._held = 0
+        self._paused = False
         self._send: Send | None = None
         self._watcher: ChunkWatcher | None = None
         self._heard = 0.0
@@ -91,23 +93,27 @@ class Connection(asyncio.Protocol):
         """The whole body, at most `limit` bytes of it. Raises as `head`."""
         body = bytearray()
         while True:
-            for chunk in self._chunks:
-                body += chunk[: limit - len(body)]
-            self._chunks.clear()
+            body += self._take()[: limit - len(body)]
             if self.done:
                 return bytes(body)
+            self._read_on()
             await self._wait_until(lambda: self.done or bool(self._chunks), seconds)
 
     async def pump(self, send: Send, stall_seconds: float, watcher: ChunkWatcher | None = None) -> None:
         """Forward the body as it comes until it is whole. Raises as `head`; what was sent stays sent."""
         self._watcher = watcher
-        if self._chunks:
-            await send(self._body(self._take()))
+        if watcher is not None:
+            for chunk in self._chunks:  # what came in one piece with the head
+                watcher.feed(chunk)
         self._send = send
         if self._chunks:
             self._flush()
+        self._read_on()
         try:
             await self._wait_until(lambda: self.done, stall_seconds)
+        except asyncio.CancelledError:
+            self.abort()
+            raise
         finally:
             # a write that the client holds up comes first: nothing may overtake it, not even an error event
             while self._blocked is not None:
@@ -195,6 +201,8 @@ class Connection(asyncio.Protocol):
             return
         if self._send is not None and self._chunks:
             self._flush()
+        elif self._held > READ_LIMIT:
+            self._pause()  # nobody takes it yet: the client is still being told the status
         if not self._in_headers and (self._send is None or self.done):
             self._wake()
 
@@ -206,7 +214,7 @@ class Connection(asyncio.Protocol):
         if self.done or self._parser is None:
             self._wake()
             return
-        if not self._in_headers and self._ends_with_connection():
+        if exc is None and not self._in_headers and self._ends_with_connection():
             self.done = True
             self._wake()
             return
@@ -247,6 +255,7 @@ class Connection(asyncio.Protocol):
         if self._watcher is not None:
             self._watcher.feed(chunk)
         self._chunks.append(chunk)
+        self._held += len(chunk)
 
     def on_message_complete(self) -> None:
         if self._in_headers or self.done:
@@ -259,7 +268,18 @@ class Connection(asyncio.Protocol):
     def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
+        self._held = 0
         return data
+
+    def _pause(self) -> None:
+        if self.transport is not None and not self._paused and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self._paused = True
+
+    def _read_on(self) -> None:
+        if self.transport is not None and self._paused and not self.transport.is_closing() and self._blocked is None:
+            self.transport.resume_reading()
+            self._paused = False
 
     @staticmethod
     def _body(data: bytes) -> dict[str, object]:
@@ -277,8 +297,7 @@ class Connection(asyncio.Protocol):
         except BaseException as problem:  # noqa: BLE001 - whatever the client's side raises belongs to the relay
             self._fail(problem)
             return
-        if self.transport is not None and not self.lost:
-            self.transport.pause_reading()
+        self._pause()
         self._blocked = self._loop.create_task(self._finish(step, blocked_on))  # type: ignore[arg-type]
 
     async def _finish(self, step: Coroutine[Any, Any, None], blocked_on: Any) -> None:
@@ -293,8 +312,7 @@ class Connection(asyncio.Protocol):
             self._fail(problem)
         finally:
             self._blocked = None
-            if self.transport is not None and not self.lost:
-                self.transport.resume_reading()
+            self._read_on()
         if self.done:
             self._wake()
 

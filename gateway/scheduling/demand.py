@@ -25,6 +25,7 @@ class Slot:
         self.id = worker.spec.id
         self.endpoint = worker.spec.endpoint
         self.names = worker.spec.served_names
+        self.incarnation = _incarnation(worker)
         self.socket = socket
         self.state = worker.state
         self.draining = False
@@ -54,6 +55,11 @@ class Waiter(msgspec.Struct):
     granted: asyncio.Future[Slot]
     since: float
     avoid: frozenset[str] = frozenset()
+    """Incarnations of workers that have failed this request just now."""
+
+    def avoided(self, now: float) -> frozenset[str]:
+        """Whom to avoid still: a worker that lives on after all may be asked once more after a moment."""
+        return self.avoid if now - self.since < UNREACHABLE_SECONDS else frozenset()
 
 
 class Queue(msgspec.Struct):
@@ -62,6 +68,8 @@ class Queue(msgspec.Struct):
     per_worker: int
     waiters: deque[Waiter] = msgspec.field(default_factory=deque)
     warm_until: float | None = None
+    ordered_at: float | None = None
+    """When somebody last asked for a start; failures before that no longer count."""
     stopped: bool = False
     """Somebody asked for its workers to go; the next request that waits ends that."""
     last_load_seconds: float | None = None
@@ -115,8 +123,9 @@ class Demand:
             socket = self._engines / worker.socket
             slot = self.slots[worker.spec.id] = Slot(worker, socket, now)
         queue = self.queues.get(slot.endpoint)
-        if worker.state is WorkerState.READY and slot.state is not WorkerState.READY:
+        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, _incarnation(worker)):
             slot.unreachable_until = 0.0
+            slot.incarnation = _incarnation(worker)
             slot.last_used = now
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
@@ -139,7 +148,11 @@ class Demand:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
 
     def _failed(self, endpoint: str) -> tuple[Failure, float] | None:
-        return self._failures.get(endpoint)
+        """The failure that requests are refused with, and its time; None if a start was ordered since."""
+        failed, queue = self._failures.get(endpoint), self.queues.get(endpoint)
+        if failed is not None and queue is not None and queue.ordered_at is not None and failed[1] <= queue.ordered_at:
+            return None
+        return failed
 
     def _has_other_hope(self, endpoint: str) -> bool:
         hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
@@ -172,10 +185,11 @@ class Demand:
         return sum(slot.in_flight for slot in self.slots.values() if slot.endpoint == endpoint and not slot.draining)
 
     def poke(self, endpoint: str, seconds: float) -> None:
-        """Want one worker for some seconds even without a request."""
+        """Want one worker for some seconds even without a request; one that failed gets a new try at once."""
         queue = self.queues.get(endpoint)
         if queue is not None:
-            queue.warm_until, queue.stopped = self._clock() + seconds, False
+            queue.ordered_at = self._clock()
+            queue.warm_until, queue.stopped = queue.ordered_at + seconds, False
             self.changed()
 
     def rest(self, endpoint: str) -> None:
@@ -186,9 +200,9 @@ class Demand:
             self.changed()
 
     def try_acquire(self, endpoint: str, avoid: frozenset[str] = frozenset()) -> Lease | None:
-        """A lease if a worker is free this instant and nobody waits before us."""
+        """A lease if a worker is free this instant and nobody waits before us who could have it."""
         queue = self.queues.get(endpoint)
-        if queue is None or queue.waiters:
+        if queue is None or any(not waiter.avoid for waiter in queue.waiters):
             return None
         slot = self._pick(endpoint, queue, avoid)
         return self._lease(slot) if slot is not None else None
@@ -277,7 +291,7 @@ class Demand:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
-            if slot.endpoint != endpoint or slot.id in avoid or not slot.takes_requests(queue.per_worker, now):
+            if slot.endpoint != endpoint or slot.incarnation in avoid or not slot.takes_requests(queue.per_worker, now):
                 continue
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
@@ -289,9 +303,12 @@ class Demand:
                 self._grant(name, queue)
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
+        now = self._clock()
         for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoid)
+            slot = self._pick(endpoint, queue, waiter.avoided(now))
             if slot is None:
+                if waiter.avoid:
+                    continue  # those behind it are not as choosy
                 return
             queue.waiters.remove(waiter)
             if not waiter.granted.done():
@@ -323,6 +340,11 @@ class Demand:
 
 UNREACHABLE_SECONDS = 1.0
 DEFAULT_RETRY_SECONDS = 30.0
+
+
+def _incarnation(worker: ObservedWorker) -> str:
+    """A name for one life of a worker: it keeps its id when it starts again."""
+    return f"{worker.spec.id}@{worker.since}"
 
 
 def _is_hopeless(worker: ObservedWorker) -> bool:

@@ -95,6 +95,8 @@ class _Planner:
             self._drain(worker, "it is no longer what its endpoint asks for")
         elif self._may_retry(worker, endpoint):
             self._drain(worker, "it failed a while ago and a request waits: try again")
+        elif _failed_before_order(worker, endpoint):
+            self._drain(worker, "it failed and a start was ordered since: try again")
 
     def _may_retry(self, worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
         if worker.state is not WorkerState.FAILED or not endpoint.waiting:
@@ -113,7 +115,8 @@ class _Planner:
     def _retire_idle(self, endpoint: WantedEndpoint) -> None:
         wanted = _wanted(endpoint, self.now)
         serving = sorted(self._serving(endpoint.name), key=lambda worker: (worker.last_used, worker.spec.id))
-        surplus = len(serving) - wanted
+        # one that failed serves nobody: it must not make a healthy one superfluous
+        surplus = sum(worker.state is not WorkerState.FAILED for worker in serving) - wanted
         for worker in serving:
             if surplus <= 0:
                 return
@@ -217,22 +220,33 @@ class _Planner:
             return
         for victim in victims:
             self._drain(victim, f"makes room for {endpoint.name}, which has {endpoint.waiting} waiting")
+        self._reserve_leaving(endpoint, [*leaving, *(victim.spec.id for victim in victims)])
 
     def _reserve_leaving(self, endpoint: WantedEndpoint, leaving: list[str]) -> None:
         """Let nobody behind in the queue evict for, or start on, what this endpoint is waiting for."""
         cards = self._place(endpoint, leaving) or []
         for card in cards:
-            self.reserved[card] += max(1, endpoint.promise_mib)
+            self.reserved[card] += self._free(card, leaving) if endpoint.whole_card else max(1, endpoint.promise_mib)
 
     def _victims(self, endpoint: WantedEndpoint, leaving: list[str]) -> list[KnownWorker] | None:
         """The fewest cheapest workers whose leaving makes room, or None."""
         chosen: list[KnownWorker] = []
         for worker in self._candidates(endpoint):
+            if self._spare(worker, chosen) <= 0:
+                continue
             chosen.append(worker)
             gone = [*leaving, *(victim.spec.id for victim in chosen)]
             if self._place(endpoint, gone) is not None:
                 return self._needed(endpoint, leaving, chosen)
         return None
+
+    def _spare(self, worker: KnownWorker, chosen: list[KnownWorker]) -> int:
+        """How many workers its endpoint could still lose beside the chosen ones."""
+        name = worker.spec.endpoint
+        owner = self.endpoints.get(name)
+        alive = sum(known.state is not WorkerState.FAILED for known in self._serving(name))
+        taken = sum(victim.spec.endpoint == name for victim in chosen)
+        return alive - taken - (owner.min_workers if owner is not None else 0)
 
     def _needed(self, endpoint: WantedEndpoint, leaving: list[str], chosen: list[KnownWorker]) -> list[KnownWorker]:
         """Drop from the chosen whoever turned out not to be needed (it sat on another card)."""
@@ -268,7 +282,7 @@ class _Planner:
         owner = self.endpoints.get(worker.spec.endpoint)
         if owner is None:
             return True
-        if owner.priority > endpoint.priority or len(self._serving(owner.name)) <= owner.min_workers:
+        if owner.priority > endpoint.priority or self._spare(worker, []) <= 0:
             return False
         if worker.state not in RESTING:
             return False
@@ -277,6 +291,11 @@ class _Planner:
             self.wake_at.append(stays_until)
             return False
         return starving or (worker.in_flight == 0 and owner.waiting == 0)
+
+
+def _failed_before_order(worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
+    failed = worker.state in (WorkerState.FAILED, WorkerState.BACKOFF)
+    return failed and endpoint.ordered_at is not None and worker.since <= endpoint.ordered_at
 
 
 def _wanted(endpoint: WantedEndpoint, now: float) -> int:

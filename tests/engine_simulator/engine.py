@@ -126,6 +126,7 @@ class Engine:
             "prompt_tokens": self.metrics.prompt_tokens,
             "generation_tokens": self.metrics.generation_tokens,
             "sleep_level": self.sleep_level,
+            "seed": self.seed,
             "gpu_memory_mib": self.memory.held_mib,
             "pid": os.getpid(),
             "simulation": dataclasses.asdict(self.simulation),

@@ -1,8 +1,10 @@
 """A whole Hostler for tests: a real gateway and a real worker manager as processes, engines by the process launcher."""
 
 import contextlib
+import dataclasses
+import functools
+import itertools
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,17 +12,18 @@ from typing import Any
 
 import httpx
 
+from tests.engine_simulator.configuration import Simulation
 from tests.support.hostler import CLIENT_SECONDS, Hostler, bearer, chat
 from tests.support.processes import REPOSITORY, RunningProcess, free_port, python_module, short_folder
 from tests.support.waiting import wait_until
 
-__all__ = ["ADMIN_KEY", "Stack", "bearer", "chat", "running_stack"]
+__all__ = ["ADMIN_KEY", "CLIENT_SECONDS", "Stack", "bearer", "chat", "running_stack"]
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
 
 
 class Stack(Hostler):
-    """One Hostler in a folder of its own; `start_*` and the processes can be used to kill and bring back either side."""
+    """One Hostler in a folder of its own; `start_*` and the processes serve to kill and bring back either side."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
         self.folder = folder
@@ -41,6 +44,7 @@ class Stack(Hostler):
             "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY}",
             **(settings or {}),
         }
+        self._seeds = itertools.count(1)
         self.gateway: RunningProcess | None = None
         self.manager: RunningProcess | None = None
         (self.models / "local").mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,18 @@ class Stack(Hostler):
         self.start_gateway()
         wait_until(self.is_ready, "the gateway is ready")
         return self
+
+    def behave(self, name: str, simulation: Simulation) -> None:
+        """Change how a model's ready engines behave, and wait until they all do."""
+        marked = dataclasses.replace(simulation, seed=next(self._seeds))
+        self.order(name, marked)
+        for worker in self.status(name)["workers"]:
+            if worker["state"] == "ready":
+                seen = functools.partial(self._has_seed, worker["id"], marked.seed)
+                wait_until(seen, f"{worker['id']} has read its orders")
+
+    def _has_seed(self, worker: str, seed: int) -> bool:
+        return bool(self.engine_stats(worker)["seed"] == seed)
 
     def engine_stats(self, worker: str) -> dict[str, Any]:
         """What a simulator says of itself."""
@@ -94,7 +110,6 @@ class Stack(Hostler):
 def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
     """A started Hostler for the length of a `with` block."""
     with short_folder() as folder:
-        os.chmod(folder, 0o755)
         stack = Stack(folder, settings)
         try:
             yield stack.start()

@@ -1,0 +1,521 @@
+"""Demand: leases, queues and what waiters are told, in a real event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.errors import EndpointFailed, NoWorker, TooManyRequests
+from gateway.scheduling.demand import UNREACHABLE_SECONDS, Demand, Lease
+from gateway.scheduling.types import RETRY_FAILED_SECONDS
+from tests.support.planning import template
+from tests.support.waiting import wait_until_async
+from worker_manager.contract import Failure, FailureKind, ObservedWorker, Residency, WorkerState, spec_hash
+
+FAILURE = Failure(kind=FailureKind.OUT_OF_MEMORY_AT_LOAD, message="out of memory", hint="use a smaller model")
+NEVER = 3_600.0
+
+
+class Clock:
+    """Unix time as the test says."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def seen(
+    worker_id: str,
+    endpoint: str = "a",
+    state: WorkerState = WorkerState.READY,
+    since: float = 900.0,
+    failure: Failure | None = None,
+    restarts: int = 0,
+) -> ObservedWorker:
+    """Make a worker as the manager tells of it."""
+    spec = msgspec.structs.replace(template(endpoint), id=worker_id)
+    return ObservedWorker(
+        spec=spec,
+        spec_hash=spec_hash(spec),
+        state=state,
+        residency=Residency.HOT,
+        since=since,
+        socket=f"{worker_id}/engine.sock",
+        failure=failure,
+        restarts=restarts,
+    )
+
+
+def made(*workers: ObservedWorker, per_worker: int = 2, max_waiting: int = 100, clock: Clock | None = None) -> Demand:
+    demand = Demand(Path("/run/engines"), max_waiting, clock or Clock())
+    demand.set_endpoints({"a": per_worker, "b": per_worker})
+    demand.set_workers(workers)
+    return demand
+
+
+def incarnations(demand: Demand, workers: Iterable[str]) -> frozenset[str]:
+    """What a request remembers of the workers that failed it."""
+    return frozenset(demand.slots[worker].incarnation for worker in workers if worker in demand.slots)
+
+
+@contextlib.asynccontextmanager
+async def waiting(
+    demand: Demand, number: int, endpoint: str = "a", seconds: float = NEVER, avoid: Iterable[str] = ()
+) -> AsyncIterator[list[asyncio.Task[Lease]]]:
+    """So many requests that wait in the endpoint's queue, in order; cancelled at the end."""
+    before = len(demand.queues[endpoint].waiters)
+    tasks = []
+    for more in range(1, number + 1):
+        tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, incarnations(demand, avoid))))
+        await wait_until_async(lambda more=more: len(demand.queues[endpoint].waiters) == before + more)
+    try:
+        yield tasks
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def granted(task: asyncio.Task[Lease]) -> str:
+    async with asyncio.timeout(5):
+        return (await task).slot.id
+
+
+# handing out
+
+
+async def test_the_worker_with_the_fewest_requests_in_flight_gets_the_next_one():
+    demand = made(seen("w1"), seen("w2"), seen("w3"), per_worker=9)
+    got = [(await demand.acquire("a", 1)).slot.id for _ in range(6)]
+    assert sorted(got[:3]) == sorted(got[3:]) == ["w1", "w2", "w3"]
+    assert demand.in_flight("a") == 6
+
+
+async def test_the_lease_knows_where_the_worker_listens():
+    lease = made(seen("w1")).try_acquire("a")
+    assert lease is not None
+    assert lease.slot.socket == Path("/run/engines/w1/engine.sock")
+    assert lease.waited == 0
+
+
+async def test_beyond_the_ceiling_requests_wait_and_are_served_in_the_order_they_came():
+    demand = made(seen("w1"), per_worker=1)
+    first = await demand.acquire("a", 1)
+    async with waiting(demand, 3) as tasks:
+        assert demand.try_acquire("a") is None
+        for task in tasks:
+            assert not task.done()
+            demand.release(first)
+            assert await granted(task) == "w1"
+            first = task.result()
+        assert demand.in_flight("a") == 1
+
+
+async def test_a_new_request_does_not_overtake_those_that_wait():
+    demand = made(seen("w1", state=WorkerState.LOADING))
+    async with waiting(demand, 1) as (task,):
+        demand.slots["w1"].state = WorkerState.READY
+        assert demand.try_acquire("a") is None
+        demand.tick()
+        assert await granted(task) == "w1"
+
+
+async def test_another_endpoints_worker_is_never_given():
+    demand = made(seen("w1", "b"))
+    assert demand.try_acquire("a") is None
+    assert demand.try_acquire("nobody") is None
+
+
+@pytest.mark.parametrize("state", [state for state in WorkerState if state is not WorkerState.READY])
+async def test_a_worker_that_is_not_ready_gets_no_request(state: WorkerState):
+    assert made(seen("w1", state=state)).try_acquire("a") is None
+
+
+async def test_a_worker_that_becomes_ready_serves_those_who_waited_and_teaches_how_long_it_takes():
+    clock = Clock()
+    demand = made(seen("w1", state=WorkerState.LOADING, since=clock.now), clock=clock)
+    assert demand.eta_seconds("a") is None
+    async with waiting(demand, 1) as (task,):
+        clock.now += 20
+        demand.set_workers([seen("w1", since=clock.now)])
+        assert await granted(task) == "w1"
+        assert task.result().waited == 20
+    assert demand.queues["a"].last_load_seconds == 20
+    demand.set_workers([seen("w1"), seen("w2", state=WorkerState.LOADING, since=clock.now - 5)])
+    assert demand.eta_seconds("a") == 15
+    assert demand.retry_after("a") == 15
+
+
+async def test_a_draining_worker_gets_no_request_and_its_requests_do_not_count():
+    demand = made(seen("w1"))
+    lease = await demand.acquire("a", 1)
+    demand.set_draining(frozenset({"w1"}))
+    assert demand.try_acquire("a") is None
+    assert demand.in_flight("a") == 0
+    demand.release(lease)
+    demand.set_draining(frozenset())
+    assert demand.try_acquire("a") is not None
+
+
+async def test_only_a_request_about_its_own_response_reaches_a_draining_worker():
+    demand = made(seen("w1"), seen("w2", state=WorkerState.LOADING))
+    demand.set_draining(frozenset({"w1"}))
+    assert demand.acquire_worker("w1") is not None
+    assert demand.acquire_worker("w2") is None
+    assert demand.acquire_worker("nobody") is None
+
+
+async def test_an_unreachable_worker_is_left_alone_for_a_moment():
+    clock = Clock()
+    demand = made(seen("w1"), clock=clock)
+    demand.mark_unreachable("w1")
+    assert demand.try_acquire("a") is None
+    clock.now += UNREACHABLE_SECONDS
+    assert demand.try_acquire("a") is not None
+
+
+async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_same():
+    demand = made(seen("w1"))
+    lease = await demand.acquire("a", 1)
+    assert demand.set_workers([]) == ["w1"]
+    demand.set_workers([seen("w1")])
+    demand.release(lease)
+    assert demand.slots["w1"].in_flight == 0
+
+
+# a request that its worker failed
+
+
+async def test_a_request_avoids_the_worker_that_failed_it_and_takes_another():
+    demand = made(seen("w1"), seen("w2"))
+    lease = demand.try_acquire("a", frozenset({demand.slots["w1"].incarnation}))
+    assert lease is not None
+    assert lease.slot.id == "w2"
+
+
+async def test_a_request_that_avoids_the_only_worker_does_not_hold_up_the_others():
+    demand = made(seen("w1"))
+    async with waiting(demand, 1, avoid=["w1"]):
+        assert demand.try_acquire("a") is not None
+        demand.set_draining(frozenset({"w1"}))
+        async with waiting(demand, 1) as (other,):
+            demand.set_draining(frozenset())
+            assert await granted(other) == "w1"
+
+
+async def test_a_worker_that_started_anew_serves_even_those_it_had_failed():
+    clock = Clock()
+    demand = made(seen("w1"), clock=clock)
+    async with waiting(demand, 1, avoid=["w1"]) as (task,):
+        clock.now += 0.1
+        demand.set_workers([seen("w1", state=WorkerState.BACKOFF)])
+        demand.set_workers([seen("w1", state=WorkerState.LOADING)])
+        demand.tick()
+        assert not task.done()
+        clock.now += 0.1
+        demand.set_workers([seen("w1", since=clock.now)])
+        assert await granted(task) == "w1"
+
+
+async def test_a_worker_that_failed_a_request_and_lives_on_is_tried_again_after_a_moment():
+    clock = Clock()
+    demand = made(seen("w1"), clock=clock)
+    async with waiting(demand, 1, avoid=["w1"]) as (task,):
+        demand.tick()
+        assert not task.done()
+        clock.now += UNREACHABLE_SECONDS
+        demand.tick()
+        assert await granted(task) == "w1"
+
+
+# giving up
+
+
+async def test_a_cancelled_waiter_leaves_the_queue():
+    demand = made(seen("w1"), per_worker=1)
+    lease = await demand.acquire("a", 1)
+    async with waiting(demand, 2) as (first, second):
+        first.cancel()
+        await asyncio.wait({first})
+        demand.release(lease)
+        assert await granted(second) == "w1"
+
+
+async def test_a_slot_granted_in_the_moment_its_waiter_was_cancelled_goes_to_the_next():
+    demand = made(seen("w1"), per_worker=1)
+    lease = await demand.acquire("a", 1)
+    async with waiting(demand, 2) as (first, second):
+        demand.release(lease)  # granted to the first, whose task has not run yet
+        first.cancel()
+        assert await granted(second) == "w1"
+        assert first.cancelled()
+        demand.release(second.result())
+    assert demand.slots["w1"].in_flight == 0
+
+
+async def test_a_task_cancelled_before_it_ever_ran_holds_nothing():
+    demand = made(seen("w1"))
+    task = asyncio.create_task(demand.acquire("a", 1))
+    task.cancel()
+    await asyncio.wait({task})
+    assert demand.slots["w1"].in_flight == 0
+
+
+async def test_a_waiter_cancelled_after_it_was_granted_and_refused_holds_nothing():
+    demand = made(seen("w1", state=WorkerState.LOADING))
+    async with waiting(demand, 1) as (task,):
+        demand.set_endpoints({"b": 2})
+        task.cancel()
+        await asyncio.wait({task})
+    assert demand.slots["w1"].in_flight == 0
+
+
+async def test_when_the_time_is_up_a_waiter_is_told_what_to_do_and_when_to_come_back():
+    demand = made()
+    demand.queues["a"].last_load_seconds = 42.0
+    with pytest.raises(NoWorker, match="No worker of 'a' was ready within 0 s") as caught:
+        await demand.acquire("a", 0.01)
+    assert caught.value.retry_after == 42
+    assert not demand.queues["a"].waiters
+
+
+async def test_a_slot_granted_in_the_moment_the_time_is_up_is_not_lost():
+    demand = made(seen("w1"), per_worker=1)
+    lease = await demand.acquire("a", 1)
+    loop = asyncio.get_running_loop()
+    async with waiting(demand, 1, seconds=0.05) as (task,):
+        # the grant and the deadline fall into one turn of the loop
+        loop.call_at(loop.time() + 0.05, demand.release, lease)
+        with contextlib.suppress(NoWorker):
+            demand.release(await task)
+    await wait_until_async(lambda: demand.slots["w1"].in_flight == 0)
+
+
+async def test_a_full_queue_refuses_the_next_one_and_says_when_to_try_again():
+    demand = made(max_waiting=2)
+    async with waiting(demand, 2):
+        with pytest.raises(TooManyRequests, match="2 requests wait for 'a' already") as caught:
+            await demand.acquire("a", 1)
+        assert caught.value.retry_after
+        async with waiting(demand, 1, "b"):
+            pass
+
+
+async def test_a_deleted_endpoint_tells_its_waiters_and_only_them():
+    demand = made()
+    async with waiting(demand, 2) as mine, waiting(demand, 1, "b") as (other,):
+        demand.set_endpoints({"b": 2})
+        for task in mine:
+            with pytest.raises(NoWorker, match="'a' was deleted"):
+                await task
+        assert not other.done()
+    with pytest.raises(NoWorker, match="'a' was deleted"):
+        await demand.acquire("a", 1)
+
+
+async def test_a_raised_ceiling_lets_waiters_in_at_once():
+    demand = made(seen("w1"), per_worker=1)
+    await demand.acquire("a", 1)
+    async with waiting(demand, 1) as (task,):
+        demand.set_endpoints({"a": 2, "b": 1})
+        assert await granted(task) == "w1"
+
+
+# failure
+
+
+def failed(clock: Clock, state: WorkerState = WorkerState.FAILED, restarts: int = 5) -> ObservedWorker:
+    return seen("w1", state=state, since=clock.now, failure=FAILURE, restarts=restarts)
+
+
+async def test_waiters_of_an_endpoint_whose_only_worker_failed_learn_why():
+    clock = Clock()
+    demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
+    async with waiting(demand, 1) as (task,):
+        clock.now += 5
+        demand.set_workers([failed(clock)])
+        with pytest.raises(EndpointFailed, match=r"Out of memory\. Use a smaller model\."):
+            await task
+
+
+async def test_a_request_right_after_the_failure_is_refused_at_once_and_told_when_a_try_makes_sense():
+    clock = Clock()
+    demand = made(failed(clock), clock=clock)
+    clock.now += 10
+    with pytest.raises(EndpointFailed) as caught:
+        await demand.acquire("a", NEVER)
+    assert caught.value.retry_after == RETRY_FAILED_SECONDS - 10
+
+
+async def test_a_request_half_a_minute_after_the_failure_waits_for_a_new_try():
+    clock = Clock()
+    demand = made(failed(clock), clock=clock)
+    clock.now += RETRY_FAILED_SECONDS
+    async with waiting(demand, 1) as (task,):
+        demand.set_workers([seen("w1", state=WorkerState.FAILED, since=1_000, failure=FAILURE)])
+        await asyncio.sleep(0)
+        assert not task.done()
+
+
+async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is():
+    clock = Clock()
+    demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
+    async with waiting(demand, 1) as (task,):
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=1)])
+        await asyncio.sleep(0)
+        assert not task.done()
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=2)])
+        with pytest.raises(EndpointFailed):
+            await task
+
+
+async def test_while_another_worker_gives_hope_nobody_is_turned_away():
+    clock = Clock()
+    demand = made(failed(clock), seen("w2", state=WorkerState.LOADING), clock=clock)
+    async with waiting(demand, 1) as (task,):
+        demand.set_workers([failed(clock), seen("w2")])
+        assert await granted(task) == "w2"
+
+
+# what the planner is told
+
+
+async def test_the_planner_is_called_when_a_request_begins_to_wait_and_when_it_ends():
+    demand = made()
+    calls: list[int] = []
+    demand.changed = lambda: calls.append(len(demand.queues["a"].waiters))
+    async with waiting(demand, 1):
+        assert calls == [1]
+    assert calls[-1] == 0
+
+
+async def test_a_stop_lasts_until_the_next_request_waits():
+    demand = made()
+    demand.rest("a")
+    assert demand.queues["a"].stopped
+    async with waiting(demand, 1):
+        assert not demand.queues["a"].stopped
+        demand.rest("a")
+        assert not demand.queues["a"].stopped
+    demand.rest("a")
+    demand.poke("a", 10)
+    assert (demand.queues["a"].stopped, demand.queues["a"].warm_until) == (False, 1_010)
+
+
+# anything at all
+
+IDS = st.sampled_from(["w1", "w2", "w3"])
+STATES = st.sampled_from(WorkerState)
+
+
+class AnyDemand(RuleBasedStateMachine):
+    """Requests, workers and the planner in any order; the loop turns only where a rule says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.clock = Clock()
+        self.demand = made(seen("w1"), per_worker=2, max_waiting=4, clock=self.clock)
+        self.tasks: list[asyncio.Task[Lease]] = []
+        self.leases: list[Lease] = []
+
+    def turn(self) -> None:
+        """Let the loop run until everything that can happen has, and take the leases that were given."""
+
+        async def settle() -> None:
+            for _ in range(6):
+                await asyncio.sleep(0)
+
+        self.runner.run(settle())
+        for task in [task for task in self.tasks if task.done()]:
+            self.tasks.remove(task)
+            if not task.cancelled() and task.exception() is None:
+                self.leases.append(task.result())
+
+    @rule(avoid=st.frozensets(IDS, max_size=1), turn=st.booleans())
+    def ask(self, avoid: frozenset[str], *, turn: bool) -> None:
+        async def begin() -> asyncio.Task[Lease]:
+            return asyncio.create_task(self.demand.acquire("a", NEVER, incarnations(self.demand, avoid)))
+
+        self.tasks.append(self.runner.run(begin()))
+        if turn:
+            self.turn()
+
+    @rule()
+    def try_at_once(self) -> None:
+        lease = self.demand.try_acquire("a")
+        if lease is not None:
+            assert lease.slot.state is WorkerState.READY
+            assert not lease.slot.draining
+            self.leases.append(lease)
+
+    @precondition(lambda self: self.leases)
+    @rule(which=st.integers(0, 99), turn=st.booleans())
+    def give_back(self, which: int, *, turn: bool) -> None:
+        self.demand.release(self.leases.pop(which % len(self.leases)))
+        if turn:
+            self.turn()
+
+    @precondition(lambda self: self.tasks)
+    @rule(which=st.integers(0, 99), turn=st.booleans())
+    def cancel(self, which: int, *, turn: bool) -> None:
+        self.tasks[which % len(self.tasks)].cancel()
+        if turn:
+            self.turn()
+
+    @rule(states=st.dictionaries(IDS, STATES))
+    def observe(self, states: dict[str, WorkerState]) -> None:
+        self.demand.set_workers(
+            seen(name, state=state, since=self.clock.now, failure=FAILURE if state is WorkerState.FAILED else None)
+            for name, state in states.items()
+        )
+
+    @rule(ids=st.frozensets(IDS))
+    def drain(self, ids: frozenset[str]) -> None:
+        before = {name: slot.in_flight for name, slot in self.demand.slots.items()}
+        self.demand.set_draining(ids)
+        assert all(self.demand.slots[name].in_flight == before[name] for name in ids & before.keys())
+
+    @rule(seconds=st.sampled_from([0.1, 2.0, 40.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.demand.tick()
+
+    @rule(worker=IDS)
+    def lose_reach(self, worker: str) -> None:
+        self.demand.mark_unreachable(worker)
+
+    @rule(there=st.booleans())
+    def register_or_delete(self, *, there: bool) -> None:
+        self.demand.set_endpoints({"a": 2} if there else {})
+
+    @rule()
+    def settle(self) -> None:
+        self.turn()
+
+    @invariant()
+    def counts_are_never_negative_and_never_over_the_ceiling(self) -> None:
+        assert all(0 <= slot.in_flight <= 2 for slot in self.demand.slots.values())
+
+    def teardown(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        while self.tasks:
+            self.turn()
+        for lease in self.leases:
+            self.demand.release(lease)
+        assert all(slot.in_flight == 0 for slot in self.demand.slots.values())
+        assert all(not queue.waiters for queue in self.demand.queues.values())
+        self.runner.close()
+
+
+AnyDemand.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+test_whatever_happens_every_lease_comes_back = AnyDemand.TestCase

@@ -35,7 +35,8 @@ def test_a_chat_completion(stack: Hostler) -> None:
 
 
 def test_chunks_arrive_as_they_are_generated(stack: Hostler) -> None:
-    times, pieces = [], []
+    times: list[float] = []
+    pieces: list[str] = []
     with client(stack) as user:
         stream = user.chat.completions.create(
             model="chat", messages=MESSAGES, max_tokens=TOKENS, stream=True, extra_body={"ignore_eos": True}
@@ -52,12 +53,13 @@ def test_chunks_arrive_as_they_are_generated(stack: Hostler) -> None:
 
 def test_nothing_gathers_chunks_on_their_way(stack: Hostler) -> None:
     body = chat("chat", stream=True, max_tokens=TOKENS, ignore_eos=True)
-    reads = []
-    with httpx.Client(timeout=START_SECONDS, headers=bearer(stack.key)) as user:
-        with user.stream("POST", f"{stack.address}/v1/chat/completions", json=body) as answer:
-            assert answer.status_code == 200
-            for data in answer.iter_raw():
-                reads.append((time.monotonic(), data))
+    reads: list[tuple[float, bytes]] = []
+    with (
+        httpx.Client(timeout=START_SECONDS, headers=bearer(stack.key)) as user,
+        user.stream("POST", f"{stack.address}/v1/chat/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        reads.extend((time.monotonic(), data) for data in answer.iter_raw())
     whole = b"".join(data for _, data in reads)
     assert whole.rstrip().endswith(b"data: [DONE]")
     assert len(reads) > READS
@@ -81,6 +83,7 @@ async def test_the_asynchronous_client(stack: Hostler) -> None:
         )
         chunks = [chunk async for chunk in stream]
     assert len(chunks) > 8
+    assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 32
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "length"
 
@@ -99,5 +102,5 @@ def test_the_list_of_models(stack: Hostler) -> None:
 
 
 def test_a_request_that_vllm_refuses_is_told_in_its_words(stack: Hostler) -> None:
-    with client(stack) as user, pytest.raises(openai.BadRequestError, match="maximum context length|max_tokens"):
+    with client(stack) as user, pytest.raises(openai.BadRequestError, match=r"maximum context length|max_tokens"):
         user.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=5000)

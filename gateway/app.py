@@ -33,6 +33,7 @@ from gateway.proxy.call import request_id
 from gateway.proxy.pool import Pool
 from gateway.proxy.relay import Relay
 from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
+from gateway.proxy.watch import impatient
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Scheduler
 from gateway.settings import Settings
@@ -87,7 +88,7 @@ class Gateway:
         try:
             await self.manager.download(DownloadSpec(model=spec.model, revision=spec.revision or "main"))
         except ManagerRefused as refused:
-            raise Conflict(f"{refused.refusal.message} {refused.refusal.hint}".strip(), param="model") from refused
+            raise Conflict(refused.sentences(), param="model") from refused
 
     def touch(self, spec: EndpointSpec, order: str) -> None:
         """Start or stop an endpoint's workers."""
@@ -199,7 +200,7 @@ class Application:
         if path in INFERENCE_ROUTES or path.startswith("/v1/responses/"):
             await self._gateway.entry(scope, receive, send)
         else:
-            await _named(self._litestar, scope, receive, send)
+            await _named(self._litestar, scope, impatient(receive, self._settings.body_seconds), send)
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()

@@ -62,7 +62,7 @@ class Catalogue:
         return WantedEndpoint(
             name=spec.name,
             template=template(spec, facts, promise) if facts is not None else None,
-            blocked=why,
+            blocked=why if facts is None else "",
             gpus=gpus,
             promise_mib=_promise(gpus, promise, facts),
             whole_card=gpus > 0 and promise is None,

@@ -17,6 +17,7 @@ GatewayError
 ├── EngineBroke             502  the engine died or broke off before the first byte
 ├── NoWorker                503  no worker in time
 │   └── EndpointFailed      503  its workers fail; the message says why
+├── Stopping                503  the gateway is being stopped
 ├── ManagerUnavailable      503  the worker manager does not answer
 └── EngineTooSlow           504
 """
@@ -32,6 +33,8 @@ class GatewayError(Exception):
     status: ClassVar[int] = 500
     type: ClassVar[str] = "api_error"
     code: ClassVar[str] = "internal_error"
+    closes: ClassVar[bool] = False
+    """Whether the connection can't be used on: the rest of the request has not been read."""
 
     def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -44,10 +47,12 @@ class GatewayError(Exception):
         return error_body(self.message, self.type, self.code, self.param)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Content type and, where the error passes by itself, `Retry-After` in whole seconds."""
+        """Content type; where the error passes by itself, `Retry-After` in whole seconds; `Connection` at its end."""
         headers = [(b"content-type", b"application/json")]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
+        if self.closes:
+            headers.append((b"connection", b"close"))
         return headers
 
 
@@ -103,6 +108,7 @@ class RequestTimeout(GatewayError):
     status = 408
     type = "invalid_request_error"
     code = "request_timeout"
+    closes = True
 
 
 class Conflict(GatewayError):
@@ -119,6 +125,7 @@ class BodyTooLarge(GatewayError):
     status = 413
     type = "invalid_request_error"
     code = "body_too_large"
+    closes = True
 
 
 class TooManyRequests(GatewayError):
@@ -176,6 +183,14 @@ class ManagerUnavailable(GatewayError):
     status = 503
     type = "service_unavailable_error"
     code = "manager_unavailable"
+
+
+class Stopping(GatewayError):
+    """The gateway's drain time is over, and this request with it."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "stopping"
 
 
 class EngineTooSlow(GatewayError):

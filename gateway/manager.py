@@ -31,6 +31,11 @@ class ManagerRefused(Exception):
         self.status = status
         self.refusal = refusal
 
+    def sentences(self) -> str:
+        """What the manager says and advises, as one or two sentences."""
+        parts = (part.strip().rstrip(".") for part in (self.refusal.message, self.refusal.hint))
+        return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
+
 
 class ManagerClient:
     """Speaks to one manager. Every method raises ManagerUnavailable if it can't be reached, ManagerRefused on a no."""

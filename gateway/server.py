@@ -7,6 +7,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.errors import BadRequest, GatewayError, HeaderTooLarge, RequestTimeout
+from gateway.proxy.call import request_id
 from gateway.settings import Settings
 
 LINGER_SECONDS = 1.0
@@ -91,8 +92,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: GatewayError) -> None:
         body = error.body()
-        head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(head % (error.status, REASONS[error.status], len(body)) + body)
+        headers = [*error.headers(), (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id({}))]
+        lines = [b"HTTP/1.1 %d %s" % (error.status, REASONS[error.status]), b"connection: close"]
+        lines += [name + b": " + value for name, value in headers if name != b"connection"]
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
         # closing with unread bytes would reset the connection and lose the answer: end our side, let the client end its
         self._refused = True
         self._stop_clock()

@@ -13,7 +13,7 @@ from worker_manager.settings import SettingsError, load
 UMASK = 0o007
 """The gateway's group may use what the manager makes, others nothing."""
 
-EPILOG = "Every setting is an environment variable; docs/settings.md lists them."
+EPILOG = "Every setting is an environment variable; docs/configure.md lists them."
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,6 +35,8 @@ DEATHS_WINDOW_SECONDS = 1800.0
 WAITING_SECONDS = 60.0
 CREATING_SECONDS = 120.0
 UNAVAILABLE_RETRY_SECONDS = 5.0
+ADOPTED_SECONDS = 60.0
+"""How long an adopted engine that should serve long since may take to answer."""
 FOUND_RUNNING = "found running"
 """The reason of an adopted worker until its first probe has answered."""
 GPU_MARGIN_MIB = 64
@@ -204,7 +206,8 @@ def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, limits: Lim
         return Collect(spec.id, known.failure, unit)
     if known.state is not WorkerState.LOADING:
         return Adopt(spec.id, spec, running=True)
-    if now - known.since <= limits.load_seconds:
+    patience = min(ADOPTED_SECONDS, limits.load_seconds)
+    if now <= max(unit.created_at + limits.load_seconds, known.since + patience):
         return None
     failure = Failure(
         kind=FailureKind.LOAD_TIMEOUT,
@@ -327,7 +330,10 @@ def failed(known: Tracked, failure: Failure, now: float) -> Tracked:
 
 
 def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.0) -> Tracked:
-    """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served."""
+    """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served.
+
+    The first death of a worker that had served is not held against it: it starts again at once.
+    """
     recent = () if ready_seconds >= HEALTHY_SECONDS else known.deaths
     deaths = (*(at for at in recent if now - at < DEATHS_WINDOW_SECONDS), now)
     counted = msgspec.structs.replace(known, deaths=deaths)
@@ -335,7 +341,9 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
         return failed(counted, failure, now)
     if len(deaths) >= DEATHS_LIMIT:
         return failed(counted, failure, now)
-    delay = backoff_seconds(known.spec.id, len(deaths))
+    # most first deaths of an engine that has served are not the beginning of a loop: back at once
+    first = ready_seconds > 0 and len(deaths) == 1
+    delay = 0.0 if first else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
     return msgspec.structs.replace(
         waiting, since=now, retry_at=now + delay, failure=failure, restarts=known.restarts + 1

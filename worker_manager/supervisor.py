@@ -43,6 +43,7 @@ RETRY_SECONDS = 1.0
 PROBE_SECONDS = 0.25
 PROBE_MAX_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
+LOADING_STOP_SECONDS = 3.0
 LOG_LINES = 1000
 
 logger = structlog.get_logger()
@@ -212,12 +213,13 @@ class Supervisor:
                 self._set(worker, rules.entered(known, WorkerState.CREATING, now))
                 self._spawn(worker, self._start(known, spec))
             case rules.Collect(id=worker) if known is not None:
-                self._set(worker, rules.entered(known, WorkerState.STOPPING, now, "died: its log is read"))
+                # not STOPPING: the gateway would take it for leaving and ask for another, whose past is clean
+                self._set(worker, rules.entered(known, WorkerState.WAITING, now, "died: its log is read"))
                 self._spawn(worker, self._collect(known, action))
             case rules.Stop(id=worker, reason=reason):
                 if known is not None:
                     self._set(worker, rules.entered(known, WorkerState.STOPPING, now, reason))
-                self._spawn(worker, self._stop(worker))
+                self._spawn(worker, self._stop(worker, self._grace(known)))
 
     def _spawn(self, worker: str, action: Awaitable[None]) -> None:
         self._actions[worker] = asyncio.create_task(self._guard(worker, action), name=f"action-{worker}")
@@ -261,7 +263,7 @@ class Supervisor:
             lines: tuple[str, ...] = ()
             if action.unit is not None:
                 if action.unit.running:
-                    await self._launcher.stop(action.id, self._stop_seconds)
+                    await self._launcher.stop(action.id, self._grace(known))
                 lines = await self._launcher.log(action.id, LOG_LINES)
                 await self._launcher.remove(action.id)
         except LauncherError:
@@ -273,11 +275,16 @@ class Supervisor:
         logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
         self._set(action.id, rules.died(known, failure, now, ready_seconds))
 
-    async def _stop(self, worker: str) -> None:
-        await self._launcher.stop(worker, self._stop_seconds)
+    async def _stop(self, worker: str, grace_seconds: float) -> None:
+        await self._launcher.stop(worker, grace_seconds)
         await self._launcher.remove(worker)
         logger.info("worker_stopped", worker=worker)
         self._set(worker, None)
+
+    def _grace(self, known: Tracked | None) -> float:
+        """An engine that loads has no request to finish, and vLLM does not listen to TERM meanwhile."""
+        loading = known is not None and known.state is WorkerState.LOADING
+        return min(LOADING_STOP_SECONDS, self._stop_seconds) if loading else self._stop_seconds
 
     # readiness
 
@@ -361,10 +368,9 @@ def _cause(action: rules.Collect, lines: tuple[str, ...], *, was_ready: bool, no
 
 
 def _launch_failure(error: LauncherError) -> Failure:
-    missing = isinstance(error, ImageMissingError)
-    return Failure(
-        kind=FailureKind.IMAGE_MISSING if missing else FailureKind.LAUNCH_FAILED,
-        message=str(error),
-        hint="bring the engine's image or program to this machine" if missing else "see the manager's log",
-        at=time.time(),
-    )
+    kind, hint = FailureKind.LAUNCH_FAILED, "see the manager's log"
+    if isinstance(error, ImageMissingError):
+        kind, hint = FailureKind.IMAGE_MISSING, "bring the engine's image or program to this machine (docker pull)"
+    elif "could not select device driver" in str(error):
+        kind, hint = FailureKind.DRIVER_MISMATCH, "install nvidia-container-toolkit and restart Docker"
+    return Failure(kind=kind, message=str(error), hint=hint, at=time.time())

@@ -88,5 +88,5 @@ class MachineRoutes(Controller):
 
 
 def _translated(refused: ManagerRefused) -> NotFound | Conflict:
-    message = f"{refused.refusal.message} {refused.refusal.hint}".strip()
-    return NotFound(message) if refused.status == NOT_FOUND else Conflict(message)
+    kind = NotFound if refused.status == NOT_FOUND else Conflict
+    return kind(refused.sentences())

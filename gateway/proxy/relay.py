@@ -30,6 +30,8 @@ class Worker(Protocol):
     """The worker a lease is for."""
 
     id: str
+    incarnation: str
+    """Another one after each restart, which keeps the id."""
     endpoint: str
     socket: Path
 
@@ -107,7 +109,7 @@ class Relay(Generic[LeaseT]):
                 await self._attempt(call, lease.slot.socket)
             except TryAnother as failed:
                 log.warning("worker did not answer", worker=call.worker, attempt=attempt, problem=failed.error.message)
-                avoid |= {call.worker}
+                avoid |= {lease.slot.incarnation}
                 if attempt == ATTEMPTS:
                     raise failed.error from failed
             else:

@@ -13,7 +13,7 @@ from gateway.errors import (
     GatewayError,
     InternalError,
     MethodNotAllowed,
-    RequestTimeout,
+    Stopping,
 )
 from gateway.metrics import Metrics
 from gateway.proxy.call import Call
@@ -21,7 +21,7 @@ from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.upstream import Send
-from gateway.proxy.watch import Receive, abandoned_with_client
+from gateway.proxy.watch import Receive, abandoned_with_client, impatient
 from gateway.types import Principal, Scope
 
 log = structlog.get_logger(__name__)
@@ -97,8 +97,8 @@ class InferenceEntry:
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
-            error = ClientGone("The gateway was stopped")
-            raise
+            # only the server cancels a request, when the drain time is over: it is answered, and that is the end of it
+            error = Stopping("The gateway is being stopped: try again in a moment", retry_after=5)
         except Exception:  # the root of a request's task: whatever is not ours to foresee becomes a 500 and a log line
             log.exception("request failed", request_id=call.id.decode())
             error = InternalError(
@@ -144,14 +144,9 @@ class InferenceEntry:
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
+        receive = impatient(receive, self._body_seconds)
         while True:
-            try:
-                async with asyncio.timeout(self._body_seconds):
-                    message = await receive()
-            except TimeoutError:
-                raise RequestTimeout(
-                    f"The request's body stopped coming for {self._body_seconds:g} s: send it whole"
-                ) from None
+            message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone("The client hung up before its request was whole")
             part = message.get("body", b"")
@@ -173,9 +168,8 @@ class InferenceEntry:
             return
         if not call.started:
             body = error.body()
-            close = [(b"connection", b"close")] if isinstance(error, (BodyTooLarge, RequestTimeout)) else []
             length = (b"content-length", str(len(body)).encode())
-            await call.start(error.status, [*error.headers(), length, *close])
+            await call.start(error.status, [*error.headers(), length])
             await call.end(body)
         elif call.stream:
             await call.end(error_event(call.dialect, error))

@@ -1,11 +1,11 @@
-"""Notices that a client has gone, in every phase of a request, at no cost to quick answers."""
+"""Notices that a client has gone, or has stopped sending, in every phase of a request."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.errors import ClientGone
+from gateway.errors import ClientGone, RequestTimeout
 
 QUIET_SECONDS = 0.02
 """A request that is answered sooner is never watched."""
@@ -47,3 +47,22 @@ async def abandoned_with_client(receive: Receive) -> AsyncIterator[None]:
         timer.cancel()
         if watcher is not None:
             watcher.cancel()
+
+
+def impatient(receive: Receive, seconds: float) -> Receive:
+    """The same `receive`, which raises RequestTimeout once a body has stopped coming for so long."""
+    whole = False
+
+    async def bounded() -> Any:
+        nonlocal whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout(seconds):
+                message = await receive()
+        except TimeoutError:
+            raise RequestTimeout(f"The request's body stopped coming for {seconds:g} s: send it whole") from None
+        whole = not message.get("more_body", False)
+        return message
+
+    return bounded

@@ -25,6 +25,7 @@ class Slot:
         self.id = worker.spec.id
         self.endpoint = worker.spec.endpoint
         self.names = worker.spec.served_names
+        self.incarnation = _incarnation(worker)
         self.socket = socket
         self.state = worker.state
         self.draining = False
@@ -32,16 +33,11 @@ class Slot:
         self.in_flight = 0
         self.last_used = now
         self.loading_since: float | None = None
-        self.ready_since = worker.since
 
     def takes_requests(self, ceiling: int, now: float) -> bool:
         """Whether a request may be sent there now."""
         serving = self.state is WorkerState.READY and not self.draining
         return serving and self.in_flight < ceiling and self.unreachable_until <= now
-
-    def is_forgiven(self, waiter: "Waiter | None", now: float) -> bool:
-        """Whether a request that it failed may try it again: it has started anew since, or a moment has passed."""
-        return waiter is not None and (self.ready_since > waiter.since or now - waiter.since >= UNREACHABLE_SECONDS)
 
 
 class Lease:
@@ -59,7 +55,11 @@ class Waiter(msgspec.Struct):
     granted: asyncio.Future[Slot]
     since: float
     avoid: frozenset[str] = frozenset()
-    """Workers that have just failed it."""
+    """Incarnations of workers that have failed this request just now."""
+
+    def avoided(self, now: float) -> frozenset[str]:
+        """Whom to avoid still: a worker that lives on after all may be asked once more after a moment."""
+        return self.avoid if now - self.since < UNREACHABLE_SECONDS else frozenset()
 
 
 class Queue(msgspec.Struct):
@@ -68,6 +68,8 @@ class Queue(msgspec.Struct):
     per_worker: int
     waiters: deque[Waiter] = msgspec.field(default_factory=deque)
     warm_until: float | None = None
+    ordered_at: float | None = None
+    """When somebody last asked for a start; failures before that no longer count."""
     stopped: bool = False
     """Somebody asked for its workers to go; the next request that waits ends that."""
     last_load_seconds: float | None = None
@@ -121,16 +123,15 @@ class Demand:
             socket = self._engines / worker.socket
             slot = self.slots[worker.spec.id] = Slot(worker, socket, now)
         queue = self.queues.get(slot.endpoint)
-        if worker.state is WorkerState.READY and slot.state is not WorkerState.READY:
+        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, _incarnation(worker)):
             slot.unreachable_until = 0.0
+            slot.incarnation = _incarnation(worker)
             slot.last_used = now
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.state = worker.state
-        if worker.state is WorkerState.READY:
-            slot.ready_since = worker.since
         if worker.failure is not None and _is_hopeless(worker):
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
@@ -147,7 +148,11 @@ class Demand:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
 
     def _failed(self, endpoint: str) -> tuple[Failure, float] | None:
-        return self._failures.get(endpoint)
+        """The failure that requests are refused with, and its time; None if a start was ordered since."""
+        failed, queue = self._failures.get(endpoint), self.queues.get(endpoint)
+        if failed is not None and queue is not None and queue.ordered_at is not None and failed[1] <= queue.ordered_at:
+            return None
+        return failed
 
     def _has_other_hope(self, endpoint: str) -> bool:
         hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
@@ -180,10 +185,11 @@ class Demand:
         return sum(slot.in_flight for slot in self.slots.values() if slot.endpoint == endpoint and not slot.draining)
 
     def poke(self, endpoint: str, seconds: float) -> None:
-        """Want one worker for some seconds even without a request."""
+        """Want one worker for some seconds even without a request; one that failed gets a new try at once."""
         queue = self.queues.get(endpoint)
         if queue is not None:
-            queue.warm_until, queue.stopped = self._clock() + seconds, False
+            queue.ordered_at = self._clock()
+            queue.warm_until, queue.stopped = queue.ordered_at + seconds, False
             self.changed()
 
     def rest(self, endpoint: str) -> None:
@@ -281,13 +287,11 @@ class Demand:
         slot.in_flight += 1
         return Lease(slot, 0.0)
 
-    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str], waiter: Waiter | None = None) -> Slot | None:
+    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str]) -> Slot | None:
         now = self._clock()
         best: Slot | None = None
         for slot in self.slots.values():
-            if slot.endpoint != endpoint or not slot.takes_requests(queue.per_worker, now):
-                continue
-            if slot.id in avoid and not slot.is_forgiven(waiter, now):
+            if slot.endpoint != endpoint or slot.incarnation in avoid or not slot.takes_requests(queue.per_worker, now):
                 continue
             if best is None or slot.in_flight < best.in_flight:
                 best = slot
@@ -299,11 +303,12 @@ class Demand:
                 self._grant(name, queue)
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
+        now = self._clock()
         for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoid, waiter)
-            if slot is None and waiter.avoid:
-                continue  # what it avoids may serve the next one
+            slot = self._pick(endpoint, queue, waiter.avoided(now))
             if slot is None:
+                if waiter.avoid:
+                    continue  # those behind it are not as choosy
                 return
             queue.waiters.remove(waiter)
             if not waiter.granted.done():
@@ -337,9 +342,14 @@ UNREACHABLE_SECONDS = 1.0
 DEFAULT_RETRY_SECONDS = 30.0
 
 
+def _incarnation(worker: ObservedWorker) -> str:
+    """A name for one life of a worker: it keeps its id when it starts again."""
+    return f"{worker.spec.id}@{worker.since}"
+
+
 def _is_hopeless(worker: ObservedWorker) -> bool:
     """Whether waiting for this worker is in vain: given up, or dead twice and resting ever longer between tries."""
-    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 0
+    tried_again = worker.state is WorkerState.BACKOFF and worker.restarts > 1
     return worker.state is WorkerState.FAILED or tried_again
 
 

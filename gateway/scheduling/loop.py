@@ -208,6 +208,7 @@ class Scheduler:
             waiting=len(queue.waiters),
             waiting_since=queue.waiters[0].since if queue.waiters else None,
             warm_until=queue.warm_until,
+            ordered_at=queue.ordered_at,
         )
 
     def _known(self, observed: ObservedSet) -> list[KnownWorker]:

@@ -62,6 +62,7 @@ class _Planner:
     def run(self) -> Plan:
         for worker in self.situation.workers:
             self._retire_outdated(worker)
+        self._retire_crowded_out()
         for endpoint in self.situation.endpoints:
             self._retire_idle(endpoint)
         for endpoint in sorted(self.situation.endpoints, key=_urgency):
@@ -95,6 +96,8 @@ class _Planner:
             self._drain(worker, "it is no longer what its endpoint asks for")
         elif self._may_retry(worker, endpoint):
             self._drain(worker, "it failed a while ago and a request waits: try again")
+        elif _failed_before_order(worker, endpoint):
+            self._drain(worker, "it failed and a start was ordered since: try again")
 
     def _may_retry(self, worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
         if worker.state is not WorkerState.FAILED or not endpoint.waiting:
@@ -107,6 +110,16 @@ class _Planner:
 
     def _note(self, verb: Verb, endpoint: str, worker: str | None, why: str) -> None:
         self.decisions.append(Decision(verb=verb, endpoint=endpoint, worker=worker, reason=why))
+
+    def _retire_crowded_out(self) -> None:
+        """Take back what has not started and no longer fits, because another program took the memory meanwhile."""
+        gone: list[str] = []
+        for worker in self.situation.workers:
+            if worker.state is not WorkerState.WAITING or worker.spec.id in self.draining:
+                continue
+            if any(self._free(card, gone) < 0 for card in worker.spec.gpus):
+                self._drain(worker, "another program has taken the memory it was to have")
+                gone.append(worker.spec.id)
 
     # rule 1
 
@@ -289,6 +302,11 @@ class _Planner:
             self.wake_at.append(stays_until)
             return False
         return starving or (worker.in_flight == 0 and owner.waiting == 0)
+
+
+def _failed_before_order(worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
+    failed = worker.state in (WorkerState.FAILED, WorkerState.BACKOFF)
+    return failed and endpoint.ordered_at is not None and worker.since <= endpoint.ordered_at
 
 
 def _wanted(endpoint: WantedEndpoint, now: float) -> int:

@@ -33,6 +33,8 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     stopped: bool = False
     warm_until: float | None = None
     """Keep at least one worker until then (somebody asked for a start)."""
+    ordered_at: float | None = None
+    """When somebody last asked for a start: a worker that failed before gets out of the way of a new one."""
     in_flight: int = 0
     """Requests on workers that are not draining."""
     waiting: int = 0

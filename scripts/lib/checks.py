@@ -84,7 +84,15 @@ def gaps(levels: list[str], docker: str | None) -> dict[str, str]:
         found["engine"] = f"the image {engine.CPU_IMAGE} is not here (scripts/up --demo or .ci/run makes it)"
     if "gpu" in levels and not machine.gpus():
         found["gpu"] = "no NVIDIA GPU: nvidia-smi shows none"
+    for name in levels:
+        if not has_tests(name):
+            found[name] = f"there is no test in tests/{name}"
     return found
+
+
+def has_tests(level: str) -> bool:
+    """Whether a level's folder holds any test file."""
+    return any((ROOT / "tests" / level).glob("**/test_*.py"))
 
 
 def run(words: list[str]) -> int:
@@ -98,7 +106,7 @@ def run(words: list[str]) -> int:
         say("\n-- images of gateway, worker manager and engine simulator")
         docker = build_images()
     missing = gaps(wanted, docker)
-    folders = [f"tests/{name}" for name in wanted if any((ROOT / "tests" / name).glob("**/test_*.py"))]
+    folders = [f"tests/{name}" for name in wanted if has_tests(name)]
     if folders:
         env = dict(os.environ, HOSTLER_TEST_REQUIRE=",".join(options.require))
         if own := venv.vllm_command():

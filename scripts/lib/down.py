@@ -9,8 +9,6 @@ from lib.console import ROOT, confirm, say, step
 GATEWAY_STOP_MARGIN_SECONDS = 15
 """Beside the time that running requests get (HOSTLER_DRAIN_SECONDS)."""
 MANAGER_STOP_SECONDS = 20
-WORKERS_STOP_MARGIN_SECONDS = 30
-"""Beside the time that engines get for their own end (HOSTLER_STOP_SECONDS)."""
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -34,8 +32,7 @@ def stop_processes() -> bool:
     # the manager before its engines: it would take a stopped engine for a crash, and start it again
     with step("stopping the worker manager and the engines"):
         processes.stop("worker_manager", MANAGER_STOP_SECONDS)
-        grace = float(dotenv.settings().get("HOSTLER_STOP_SECONDS") or 30)
-        processes.stop_workers(grace + WORKERS_STOP_MARGIN_SECONDS)
+        processes.stop_workers()
     return True
 
 

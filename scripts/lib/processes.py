@@ -13,6 +13,7 @@ from lib.console import ROOT, Problem, say
 MODULES = {"worker_manager": "worker_manager", "gateway": "gateway"}
 """In the order of their start: the gateway's first look for the manager then finds it."""
 LOG_LIMIT_BYTES = 10_000_000
+WORKER_STOP_SECONDS = 10
 
 
 def run_folder() -> Path:
@@ -118,13 +119,15 @@ def stop(name: str, seconds: float) -> bool:
     return True
 
 
-def stop_workers(seconds: float) -> None:
+def stop_workers() -> None:
     """Stop every engine and job of this instance that the process launcher started."""
     python = venv.python()
     if not python.exists():
         return
-    env = environment(gpu=False)
+    # the gateway is gone by now, so there is no request left that an engine might finish
+    env = environment(gpu=False) | {"HOSTLER_STOP_SECONDS": str(WORKER_STOP_SECONDS)}
     command = [str(python), "-m", "worker_manager", "stop-workers"]
+    seconds = WORKER_STOP_SECONDS + 30
     try:
         done = subprocess.run(command, cwd=ROOT, env=env, timeout=seconds, check=False, capture_output=True, text=True)
     except subprocess.TimeoutExpired:

@@ -76,8 +76,11 @@ def up_processes(mode: machine.Mode, options: argparse.Namespace) -> None:
 def curl(path: str, body: str = "") -> str:
     """A command line that works when pasted, from any folder."""
     key = "$HOSTLER_ADMIN_KEY"
-    if dotenv.read(dotenv.path()).get(dotenv.KEY):
-        key = f"$(sed -n 's/^{dotenv.KEY}=//p' {shlex.quote(str(dotenv.path()))})"
+    if value := dotenv.read(dotenv.path()).get(dotenv.KEY):
+        key = f"sed -n 's/^{dotenv.KEY}=//p' {shlex.quote(str(dotenv.path()))}"
+        if f"{dotenv.KEY}={value}" not in dotenv.path().read_text(encoding="utf-8").splitlines():
+            key += """ | tr -d "'\\""  """.rstrip()
+        key = f"$({key})"
     data = f" \\\n    -H 'Content-Type: application/json' -d '{body}'" if body else ""
     return f'curl -s {address.url()}{path} -H "Authorization: Bearer {key}"{data}'
 
@@ -89,7 +92,7 @@ def farewell(choice: machine.Choice, *, with_demo: bool) -> None:
     )
     say(f"\nHostler is ready: {address.url()}   ({choice.mode})\nAdmin key: {where}\n")
     if with_demo:
-        say("Ask the demo model (it babbles; its first answer takes as long as vLLM takes to start):\n")
+        say("Ask the demo model (it babbles; its first answer waits for vLLM to start, about a minute):\n")
         body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}'
         say(f"  {curl('/v1/chat/completions', body)}\n")
     else:

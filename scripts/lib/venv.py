@@ -137,5 +137,6 @@ def _mend_cpu_build(interpreter: Path) -> None:
     metadata = f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n"
     (info / "METADATA").write_text(metadata, encoding="ascii")
     (info / "RECORD").touch()
-    if not shutil.which("g++") and os.name == "posix":
-        say("   vLLM compiles kernels for this CPU: it needs gcc and g++ (apt install gcc g++ libnuma1)")
+    headers = answer([str(interpreter), "-c", "import sysconfig; print(sysconfig.get_path('include'))"]) or ""
+    if not shutil.which("g++") or not (Path(headers) / "Python.h").exists():
+        say("   vLLM compiles kernels for this CPU: it needs g++ and Python's headers (apt install g++ python3-dev)")

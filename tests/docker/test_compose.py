@@ -11,9 +11,12 @@ import httpx
 import pytest
 
 from tests.support.compose import ROOT, ComposeProject, project
+from tests.support.simulated_engine import model_folder
 from tests.support.waiting import wait_until
+from tests.testbed.simulated_gpus.host import SYSTEM_FOLDER, SimulatedHost, cards
 
 SOCKET = Path("/var/run/docker.sock")
+HOOK = Path("/usr/local/bin/nvidia-container-runtime-hook")
 READY_SECONDS = 60
 BOTH = pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
 
@@ -101,14 +104,18 @@ def ready(found: ComposeProject) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=manager_users().values(), ids=manager_users().keys())
+def wait_ready(found: ComposeProject) -> None:
+    try:
+        wait_until(lambda: ready(found), "readiness", seconds=READY_SECONDS, interval=0.1)
+    except AssertionError as missed:
+        raise AssertionError(f"{missed}\n{found.logs()}") from missed
+
+
+@pytest.fixture(scope="module", params=list(manager_users().values()), ids=list(manager_users()))
 def live(request: pytest.FixtureRequest) -> Iterator[ComposeProject]:
     """The whole project, up and ready."""
     with project(**request.param) as found:
-        try:
-            wait_until(lambda: ready(found), "readiness", seconds=READY_SECONDS, interval=0.1)
-        except AssertionError as missed:
-            raise AssertionError(f"{missed}\n{found.logs()}") from missed
+        wait_ready(found)
         yield found
 
 
@@ -152,11 +159,43 @@ def test_the_images_hold_only_what_their_process_needs(live: ComposeProject) -> 
     assert missing("worker_manager", "aiosqlite")
 
 
-def test_both_healthchecks_turn_healthy(live: ComposeProject) -> None:
-    for service in ("gateway", "worker_manager"):
-        wait_until(
-            lambda name=service: live.container(name)["State"]["Health"]["Status"] == "healthy",
-            f"{service} healthy",
-            seconds=READY_SECONDS,
-            interval=0.5,
-        )
+def test_a_request_starts_an_engine_that_is_fenced_in_and_reaches_nothing(live: ComposeProject) -> None:
+    model_folder(live.models / "local" / "tiny")
+    with httpx.Client(base_url=live.url, headers={"Authorization": f"Bearer {live.key}"}, timeout=60) as client:
+        made = client.post("/api/endpoints", json={"name": "tiny", "model": "local/tiny"})
+        assert made.status_code in {200, 201}, made.text
+        said = client.post("/v1/completions", json={"model": "tiny", "prompt": "Hello", "max_tokens": 4})
+        assert said.status_code == 200, said.text + live.logs()
+    (engine,) = live.workers()
+    assert engine["HostConfig"]["NetworkMode"] == "none"
+    assert engine["HostConfig"]["CapDrop"] == ["ALL"]
+    assert not engine["HostConfig"]["CapAdd"]
+    assert engine["HostConfig"]["Privileged"] is False
+    assert engine["Config"]["User"].startswith("10001")
+    mounts = {mount["Source"]: mount["RW"] for mount in engine["Mounts"]}
+    assert mounts[str(live.models / "local" / "tiny")] is False
+    assert not [source for source in mounts if "docker.sock" in source or source == str(live.models)]
+
+
+@pytest.mark.parametrize("service", ["gateway", "worker_manager"])
+def test_the_healthcheck_turns_healthy(live: ComposeProject, service: str) -> None:
+    def healthy() -> bool:
+        state: dict[str, Any] = live.container(service)["State"]
+        return bool(state["Health"]["Status"] == "healthy")
+
+    wait_until(healthy, f"{service} healthy", seconds=READY_SECONDS, interval=0.5)
+
+
+def test_with_the_gpu_file_the_manager_sees_every_card_and_starts_nothing_on_them() -> None:
+    stand_in = (ROOT / "tests" / "testbed" / "nvidia_hook_stand_in").read_bytes()
+    if os.geteuid() != 0 or not HOOK.is_file() or HOOK.read_bytes() != stand_in:
+        pytest.skip("this machine is no simulated GPU host: run tests/testbed/simulated_gpus.sh as root")
+    two = cards(2)
+    SimulatedHost.create(SYSTEM_FOLDER, two)
+    with project(gpu=True) as found:
+        wait_ready(found)
+        answered = httpx.get(f"{found.url}/api/host", headers={"Authorization": f"Bearer {found.key}"}, timeout=10)
+        assert [gpu["uuid"] for gpu in answered.json()["gpus"]] == [card.uuid for card in two], answered.text
+        (request,) = found.container("worker_manager")["HostConfig"]["DeviceRequests"]
+        assert request["Capabilities"] == [["utility"]]
+        assert not found.container("gateway")["HostConfig"]["DeviceRequests"]

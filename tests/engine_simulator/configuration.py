@@ -97,13 +97,15 @@ class SimulationFile:
         self._stamp: tuple[int, int, int] | None = None
         self._looked_at = -LOOK_AGAIN_SECONDS
         self._current = Simulation()
+        self._started = False
 
     def current(self) -> Simulation:
-        """Give the simulation that holds; a file that is half-written leaves the last one in place."""
+        """Give the simulation that holds; a file that is half-written, or wrong, leaves the last one in place."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_AGAIN_SECONDS:
             self._looked_at = now
             self._look()
+            self._started = True
         return self._current
 
     def _look(self) -> None:
@@ -117,7 +119,7 @@ class SimulationFile:
         except FileNotFoundError:
             self._current, self._stamp = Simulation(), None
         except ConfigurationError:
-            if self._stamp is None:
+            if not self._started:
                 raise
 
 

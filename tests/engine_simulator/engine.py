@@ -1,6 +1,7 @@
 """The engine's state: what runs, what waits, what is cached, whether it sleeps."""
 
 import asyncio
+import dataclasses
 import os
 import sys
 import time
@@ -125,8 +126,10 @@ class Engine:
             "prompt_tokens": self.metrics.prompt_tokens,
             "generation_tokens": self.metrics.generation_tokens,
             "sleep_level": self.sleep_level,
+            "seed": self.seed,
             "gpu_memory_mib": self.memory.held_mib,
             "pid": os.getpid(),
+            "simulation": dataclasses.asdict(self.simulation),
         }
 
     def metrics_text(self) -> bytes:

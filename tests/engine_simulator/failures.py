@@ -22,8 +22,8 @@ TRACEBACKS = {
     ),
     "kv_cache": (
         "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when"
-        " initializing the engine (this flag also controls CPU memory reservation on the CPU backend, despite its name)."
-        " See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
+        " initializing the engine (this flag also controls CPU memory reservation on the CPU backend, despite its"
+        " name). See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
     ),
     "kv_cache_too_small": (
         "ValueError: To serve at least one request with the models's max seq len (131072), (16.00 GiB KV cache is "

@@ -68,10 +68,11 @@ def token_limit(engine: Engine, asked: Any, prompt_tokens: int) -> int:
     if asked is not None and (not isinstance(asked, int) or asked < 1):
         raise RequestError(400, f"max_tokens must be at least 1, got {asked}.", param="max_tokens")
     if prompt_tokens + (asked or 1) > longest:
+        total = prompt_tokens + (asked or 1)
         raise RequestError(
             400,
             f"This model's maximum context length is {longest} tokens. However, you requested {asked or 1} output"
-            f" tokens and your prompt contains {prompt_tokens} input tokens, for a total of {prompt_tokens + (asked or 1)}"
+            f" tokens and your prompt contains {prompt_tokens} input tokens, for a total of {total}"
             " tokens. Please reduce the length of the input prompt or the number of requested output tokens.",
             param="input_tokens",
         )

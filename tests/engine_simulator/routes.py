@@ -1,5 +1,6 @@
 """Which route is answered by what."""
 
+import traceback
 from collections.abc import Callable
 
 from tests.engine_simulator import generating_routes as generating
@@ -67,6 +68,11 @@ class Router:
             self._handler(request)(self._engine, connection, request)
         except RequestError as error:
             connection.answer_json(error.body(request.path), error.status)
+        except Exception:  # noqa: BLE001 - the root of a request, logged
+            # vLLM answers 500 to whatever it did not foresee, and goes on
+            traceback.print_exc()
+            failure = RequestError(500, "Internal Server Error", "InternalServerError")
+            connection.answer_json(failure.body(request.path), failure.status)
 
     def _handler(self, request: Request) -> Handler:
         route = self._routes.get(request.path)

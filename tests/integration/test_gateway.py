@@ -1,6 +1,7 @@
 """The gateway and the manager together, as a user meets them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
@@ -77,3 +78,11 @@ def test_no_prompt_and_no_key_is_in_the_log(stack: Stack) -> None:
     assert "private prompt" not in stack.gateway.output
     assert ADMIN_KEY not in stack.gateway.output
     assert "hst_wrong" not in stack.gateway.output
+
+
+def test_the_gateway_at_rest_holds_at_most_80_mb(stack: Stack) -> None:
+    assert stack.gateway is not None
+    fields = dict(
+        line.split(":", 1) for line in Path(f"/proc/{stack.gateway.pid}/status").read_text().splitlines() if ":" in line
+    )
+    assert int(fields["VmRSS"].split()[0]) <= 80 * 1024

@@ -1,6 +1,7 @@
 """Start engine simulators from tests: a model folder, a process, and clients on its socket."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import httpx
 
 from tests.engine_simulator.configuration import Simulation, write
 from tests.support.processes import RunningProcess, python_module, running
+from tests.support.waiting import wait_until
 
 CLIENT_SECONDS = 10.0
 
@@ -31,8 +33,10 @@ class SimulatedEngine:
         self.model = model
 
     def order(self, simulation: Simulation) -> None:
-        """Change how it behaves while it runs; holds 50 ms later at most."""
+        """Change how it behaves while it runs; returns when the engine has seen it."""
         write(self.model, simulation)
+        wanted = dataclasses.asdict(simulation)
+        wait_until(lambda: self.stats()["simulation"] == wanted, "the engine's look at the order")
 
     def client(self) -> httpx.Client:
         """Make a client on its socket; relative paths are enough."""

@@ -66,6 +66,11 @@ def _are_waiting(demand: Demand, endpoint: str, number: int) -> bool:
     return len(demand.queues[endpoint].waiters) == number
 
 
+def incarnations(demand: Demand, workers: Iterable[str]) -> frozenset[str]:
+    """What a request remembers of the workers that failed it."""
+    return frozenset(demand.slots[worker].incarnation for worker in workers if worker in demand.slots)
+
+
 @contextlib.asynccontextmanager
 async def waiting(
     demand: Demand, number: int, endpoint: str = "a", seconds: float = NEVER, avoid: Iterable[str] = ()
@@ -74,7 +79,7 @@ async def waiting(
     before = len(demand.queues[endpoint].waiters)
     tasks = []
     for more in range(1, number + 1):
-        tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, frozenset(avoid))))
+        tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, incarnations(demand, avoid))))
         await wait_until_async(functools.partial(_are_waiting, demand, endpoint, before + more))
     try:
         yield tasks
@@ -196,7 +201,7 @@ async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_sa
 
 async def test_a_request_avoids_the_worker_that_failed_it_and_takes_another() -> None:
     demand = made(seen("w1"), seen("w2"))
-    lease = demand.try_acquire("a", frozenset({"w1"}))
+    lease = demand.try_acquire("a", frozenset({demand.slots["w1"].incarnation}))
     assert lease is not None
     assert lease.slot.id == "w2"
 
@@ -369,10 +374,10 @@ async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is() -> No
     clock = Clock()
     demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
     async with waiting(demand, 1) as (task,):
-        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=0)])
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=1)])
         await asyncio.sleep(0)
         assert not task.done()
-        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=1)])
+        demand.set_workers([failed(clock, WorkerState.BACKOFF, restarts=2)])
         with pytest.raises(EndpointFailed):
             await task
 
@@ -443,7 +448,7 @@ class AnyDemand(RuleBasedStateMachine):
     @rule(avoid=st.frozensets(IDS, max_size=1), turn=st.booleans())
     def ask(self, avoid: frozenset[str], *, turn: bool) -> None:
         async def begin() -> asyncio.Task[Lease]:
-            return asyncio.create_task(self.demand.acquire("a", NEVER, avoid))
+            return asyncio.create_task(self.demand.acquire("a", NEVER, incarnations(self.demand, avoid)))
 
         self.tasks.append(self.runner.run(begin()))
         if turn:

@@ -129,6 +129,14 @@ def test_a_worker_that_loads_too_long_is_given_up() -> None:
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
 
 
+def test_an_adopted_worker_that_was_started_long_ago_has_a_minute_to_answer() -> None:
+    wanted = spec()
+    old = msgspec.structs.replace(unit(wanted), created_at=NOW - 5000)
+    known = {"w1": rules.adopted(wanted, None, NOW, running=True)}
+    assert decide(desired(wanted), known, [old], now=NOW + 59) == []
+    assert isinstance(decide(desired(wanted), known, [old], now=NOW + 61)[0], rules.Collect)
+
+
 def test_nothing_is_decided_for_a_worker_with_an_action_under_way() -> None:
     wanted = spec()
     assert decide(desired(wanted), {}, [], busy=frozenset({"w1"})) == []
@@ -176,6 +184,18 @@ def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_te
     delay = rules.backoff_seconds("w1", deaths)
     assert base * 0.9 <= delay <= base * 1.1
     assert delay == rules.backoff_seconds("w1", deaths)
+
+
+def test_an_engine_that_served_until_it_was_killed_comes_back_at_once_but_only_the_first_time() -> None:
+    killed = failure(FailureKind.KILLED)
+    once = rules.died(tracked(spec(), WorkerState.READY), killed, NOW, ready_seconds=5)
+    assert (once.state, once.retry_at) == (WorkerState.BACKOFF, NOW)
+    again = rules.died(once, killed, NOW, ready_seconds=5)
+    assert again.retry_at is not None
+    assert again.retry_at > NOW + 10
+    while_loading = rules.died(tracked(spec(), WorkerState.LOADING), killed, NOW)
+    assert while_loading.retry_at is not None
+    assert while_loading.retry_at > NOW + 5
 
 
 def test_workers_do_not_all_come_back_at_the_same_instant() -> None:

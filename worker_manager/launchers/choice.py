@@ -9,6 +9,10 @@ from worker_manager.launchers.docker import DockerLauncher, ping
 from worker_manager.launchers.process import ProcessLauncher
 from worker_manager.settings import Settings
 
+PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+WAY_OUT = (*PROXIES, *(name.lower() for name in PROXIES), "SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+"""Variables of the manager that say how to reach the network; engines get none of them."""
+
 LauncherName = Literal["docker", "process"]
 
 
@@ -36,7 +40,7 @@ def make_launcher(
     def job_command(spec: DownloadSpec, models: str) -> tuple[str, ...]:
         return download_command(spec, models, settings.disk_reserve_gib)
 
-    job_env = download_environment(settings)
+    job_env = download_environment(settings, environ)
     if kind == "docker":
         return DockerLauncher(settings, device=device, gpu_totals=gpu_totals, job_command=job_command, job_env=job_env)
     return ProcessLauncher(
@@ -56,9 +60,10 @@ def download_command(spec: DownloadSpec, models: str, reserve_gib: float) -> tup
     )
 
 
-def download_environment(settings: Settings) -> dict[str, str]:
-    """What only a download job is told: the hub's address and token."""
+def download_environment(settings: Settings, environ: Mapping[str, str]) -> dict[str, str]:
+    """What only a download job is told: the hub's address and token, and the way to it."""
     values = {"HF_HUB_DISABLE_TELEMETRY": "1", "PYTHONUNBUFFERED": "1"}
+    values |= {name: environ[name] for name in WAY_OUT if name in environ}
     if settings.hf_token:
         values["HF_TOKEN"] = settings.hf_token
     if settings.hf_endpoint:

@@ -32,9 +32,11 @@ from worker_manager.launchers.base import (
     Unit,
     UnitEvent,
 )
+from worker_manager.launchers.docker_client import connect
 from worker_manager.launchers.docker_events import Feed
 from worker_manager.settings import Settings
 
+PING_SECONDS = 3
 QUICK_SECONDS = 10
 """Limit of a call that only asks."""
 SLOW_SECONDS = 60
@@ -64,12 +66,11 @@ async def ping(docker_host: str) -> None:
     """Raises `LauncherUnavailableError` where no Docker Engine answers."""
 
     def ask() -> None:
-        client = APIClient(base_url=docker_host, timeout=3)
-        with contextlib.closing(client):
+        with contextlib.closing(connect(docker_host, PING_SECONDS)) as client:
             client.ping()
 
     try:
-        async with asyncio.timeout(3 + MARGIN_SECONDS):
+        async with asyncio.timeout(PING_SECONDS + MARGIN_SECONDS):
             await asyncio.to_thread(ask)
     except (DockerException, requests.RequestException, OSError, TimeoutError) as error:
         raise LauncherUnavailableError(f"no Docker Engine answers at {docker_host}: {error}") from error
@@ -196,7 +197,7 @@ class DockerLauncher:
         with self._clients_lock:
             client = self._clients.get(seconds)
         if client is None:
-            client = APIClient(base_url=self._settings.docker_host, timeout=seconds, max_pool_size=THREADS)
+            client = connect(self._settings.docker_host, seconds, connections=THREADS)
             with self._clients_lock:
                 client = self._clients.setdefault(seconds, client)
         return client

@@ -90,7 +90,7 @@ class Containers:
         try:
             created = _create(client, name, body)
         except APIError as error:
-            if error.response is None or error.response.status_code != HTTP_CONFLICT:
+            if not _is_conflict(error):
                 raise
             if self._same_runs(client, name, body):
                 return
@@ -143,6 +143,10 @@ class Containers:
             text: bytes = client.logs(found["Id"], stdout=True, stderr=True, tail=lines)
         except NotFound:
             return ()
+        except APIError as error:
+            if _is_conflict(error):  # somebody is removing it this instant, and its log with it
+                return ()
+            raise
         return tuple(line.rstrip() for line in text.decode(errors="replace").splitlines())
 
 
@@ -200,6 +204,10 @@ def image_names(client: APIClient) -> set[str]:
     return names
 
 
+def _is_conflict(error: APIError) -> bool:
+    return error.response is not None and error.response.status_code == HTTP_CONFLICT
+
+
 def _remove_and_wait(client: APIClient, container: str) -> None:
     """Returns when its name is free again; a removal that is under way already is waited for."""
     try:
@@ -207,7 +215,7 @@ def _remove_and_wait(client: APIClient, container: str) -> None:
     except NotFound:
         return
     except APIError as error:
-        if error.response is None or error.response.status_code != HTTP_CONFLICT:
+        if not _is_conflict(error):
             raise
     for _ in _until_gone(client, container):
         continue

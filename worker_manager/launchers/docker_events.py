@@ -8,11 +8,11 @@ from typing import Any
 
 import requests
 import structlog
-from docker import APIClient
 from docker.errors import DockerException
 
 from worker_manager import policy
 from worker_manager.launchers.base import UnitEvent
+from worker_manager.launchers.docker_client import connect
 
 SUBSCRIBE_SECONDS = 10
 EVENT_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
@@ -65,8 +65,7 @@ class Feed:
 
     def _read_once(self, put: Callable[[UnitEvent], None], failures: int) -> int:
         """Read one subscription to its end; the count of failures starts anew once it stands."""
-        client = APIClient(base_url=self._docker_host, timeout=SUBSCRIBE_SECONDS)
-        with contextlib.closing(client):
+        with contextlib.closing(connect(self._docker_host, SUBSCRIBE_SECONDS)) as client:
             self._stream = client.events(decode=True, filters={"type": "container", "label": [self._label]})
             put(UnitEvent(id="", what="subscribed"))
             for event in self._stream:

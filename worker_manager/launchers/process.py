@@ -7,7 +7,6 @@ processes that another manager started as well as for our own.
 """
 
 import asyncio
-import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -30,7 +30,7 @@ from worker_manager.settings import Settings
 KILL_SECONDS = 10.0
 """How long the kernel may take to end a killed group."""
 LOG_LIMIT_BYTES = 20 * 1024 * 1024
-KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_HOME", "SSL_CERT_FILE", "TMPDIR")
+KEPT_ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "CUDA_HOME", "TMPDIR")
 """What an engine inherits of the manager's environment; everything else is named, so that no secret gets in."""
 PACKAGE_FOLDER = str(Path(__file__).resolve().parents[2])
 GATE = 'read -r go && [ "$go" = go ] && exec "$@" </dev/null'
@@ -190,25 +190,29 @@ class ProcessLauncher:
             raise ImageMissingError(f"the engine's program {command[0]!r} was not found; set HOSTLER_VLLM_COMMAND")
         reading, writing = os.pipe()
         try:
-            with self._log(unit.id).open("ab") as log:
-                child = subprocess.Popen(  # noqa: S603 - the command is a setting plus checked words
-                    ("/bin/sh", "-c", GATE, "sh", *command),
-                    stdin=reading,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=dict(env),
-                    start_new_session=True,
-                )
-            started = processes.start_time(child.pid) or 0
-            self._write(msgspec.structs.replace(unit, pid=child.pid, started=started))
-            self._children[unit.id] = child
-            with contextlib.suppress(BrokenPipeError):
-                os.write(writing, b"go\n")
+            with open(reading, "rb") as gate, open(writing, "wb") as word:  # noqa: PTH123 - descriptors, not paths
+                child = self._fork(unit.id, command, env, gate)
+                self._children[unit.id] = child
+                self._write(msgspec.structs.replace(unit, pid=child.pid, started=processes.start_time(child.pid) or 0))
+                word.write(b"go\n")
         except OSError as error:
+            # the gate is closed by now: a child that was not let through has ended, or does at once
+            if (unfinished := self._children.pop(unit.id, None)) is not None:
+                unfinished.wait(KILL_SECONDS)
             raise LauncherError(f"{command[0]!r} could not be started: {error}") from error
-        finally:
-            os.close(reading)
-            os.close(writing)
+
+    def _fork(
+        self, unit_id: str, command: tuple[str, ...], env: Mapping[str, str], gate: BinaryIO
+    ) -> subprocess.Popen[bytes]:
+        with self._log(unit_id).open("ab") as log:
+            return subprocess.Popen(  # noqa: S603 - the command is a setting plus checked words
+                ("/bin/sh", "-c", GATE, "sh", *command),
+                stdin=gate,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
 
     def _engine_environment(self, spec: WorkerSpec) -> dict[str, str]:
         home = self._settings.cache / "process"

@@ -402,17 +402,22 @@ async def test_the_planner_is_called_when_a_request_begins_to_wait_and_when_it_e
     assert calls[-1] == 0
 
 
+def _is_stopped(demand: Demand) -> bool:
+    return demand.queues["a"].stopped
+
+
 async def test_a_stop_lasts_until_the_next_request_waits() -> None:
     demand = made()
     demand.rest("a")
-    assert demand.queues["a"].stopped
+    assert _is_stopped(demand)
     async with waiting(demand, 1):
-        assert not demand.queues["a"].stopped
+        assert not _is_stopped(demand)
         demand.rest("a")
-        assert not demand.queues["a"].stopped
+        assert not _is_stopped(demand)
     demand.rest("a")
     demand.poke("a", 10)
-    assert (demand.queues["a"].stopped, demand.queues["a"].warm_until) == (False, 1_010)
+    queue = demand.queues["a"]
+    assert (queue.stopped, queue.warm_until) == (False, 1_010)
 
 
 # anything at all

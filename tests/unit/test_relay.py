@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -352,11 +352,10 @@ async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: Ho
     client = Client(RESPONSES)
     await house.relay.run_about_response(client.call, "resp_1-a", lambda _name: True)
     assert client.headers[b"x-hostler-worker"] == b"w1"
-    for response_id, allowed in (("resp_2", True), ("resp_1-a", False)):
+    may: list[tuple[str, Callable[[str], bool]]] = [("resp_2", lambda _: True), ("resp_1-a", lambda _: False)]
+    for response_id, allowed in may:
         with pytest.raises(NotFound):
-            await house.relay.run_about_response(
-                Client(RESPONSES).call, response_id, lambda _name, allowed=allowed: allowed
-            )
+            await house.relay.run_about_response(Client(RESPONSES).call, response_id, allowed)
     assert house.demand.slots["w1"].in_flight == 0
 
 

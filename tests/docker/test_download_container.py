@@ -63,7 +63,7 @@ def test_a_hub_model_is_downloaded_by_a_job_and_served_by_an_engine_without_netw
     with contextlib.ExitStack() as released:
         released.callback(hub.release.set)
         wait_until(
-            lambda: [one for one in downloads(stack) if one["bytes_total"] and 0 < one["bytes_done"]],
+            lambda: [one for one in downloads(stack) if one["bytes_total"] and one["bytes_done"] > 0],
             "progress is shown",
             seconds=60,
             interval=0.1,

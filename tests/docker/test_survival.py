@@ -80,12 +80,12 @@ async def test_a_killed_manager_breaks_no_stream_and_adopts_every_engine_on_its_
         answer = await client.completions.create(model="one", prompt="while it is away", max_tokens=2)
         assert answer.choices[0].text
         await asyncio.to_thread(stack.project.bring_back, "worker_manager")
-        await wait_until_async(
-            lambda: asyncio.to_thread(lambda: adoptions(stack) >= adopted + len(before)),
-            "every engine is adopted",
-            seconds=30,
-            interval=0.1,
-        )
+
+        async def all_adopted() -> bool:
+            return await asyncio.to_thread(adoptions, stack) >= adopted + len(before)
+
+        back: bool = await wait_until_async(all_adopted, "every engine is adopted", seconds=30, interval=0.1)
+        assert back
         assert not any(stream.task.done() for stream in streams), "all were open until the manager was back"
         async with asyncio.timeout(60):
             await asyncio.gather(*(stream.task for stream in streams))

@@ -1,0 +1,106 @@
+"""The openai client against a real vLLM that its request starts, in a container and as a process."""
+
+import time
+
+import httpx
+import openai
+import pytest
+from openai.types.chat import ChatCompletionMessageParam
+
+from tests.engine.conftest import START_SECONDS, client
+from tests.support.hostler import Hostler, bearer, chat
+
+pytestmark = pytest.mark.timeout(START_SECONDS + 20)
+
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me of the sea"}]
+TOKENS = 200
+"""Of one stream: enough for it to take its time on any machine."""
+READS = 20
+SPREAD_SECONDS = 0.1
+
+
+@pytest.fixture(scope="module", params=["containers", "processes"])
+def stack(request: pytest.FixtureRequest) -> Hostler:
+    found: Hostler = request.getfixturevalue(request.param)
+    return found
+
+
+def test_a_chat_completion(stack: Hostler) -> None:
+    with client(stack) as user:
+        answer = user.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=16)
+    assert answer.choices[0].message.content
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 16
+    assert stack.status("chat")["state"] == "hot"
+
+
+def test_chunks_arrive_as_they_are_generated(stack: Hostler) -> None:
+    times: list[float] = []
+    pieces: list[str] = []
+    with client(stack) as user:
+        stream = user.chat.completions.create(
+            model="chat", messages=MESSAGES, max_tokens=TOKENS, stream=True, extra_body={"ignore_eos": True}
+        )
+        for chunk in stream:
+            times.append(time.monotonic())
+            pieces.extend(choice.delta.content or "" for choice in chunk.choices)
+    assert len("".join(pieces)) > TOKENS / 2
+    assert len(times) > READS
+    assert times[-1] - times[0] > SPREAD_SECONDS
+    halfway = times[len(times) // 2]
+    assert times[0] < halfway < times[-1]
+
+
+def test_nothing_gathers_chunks_on_their_way(stack: Hostler) -> None:
+    body = chat("chat", stream=True, max_tokens=TOKENS, ignore_eos=True)
+    reads: list[tuple[float, bytes]] = []
+    with (
+        httpx.Client(timeout=START_SECONDS, headers=bearer(stack.key)) as user,
+        user.stream("POST", f"{stack.address}/v1/chat/completions", json=body) as answer,
+    ):
+        assert answer.status_code == 200
+        reads.extend((time.monotonic(), data) for data in answer.iter_raw())
+    whole = b"".join(data for _, data in reads)
+    assert whole.rstrip().endswith(b"data: [DONE]")
+    assert len(reads) > READS
+    assert reads[-1][0] - reads[0][0] > SPREAD_SECONDS
+    assert max(data.count(b"data: ") for _, data in reads) < TOKENS / 4
+
+
+async def test_the_asynchronous_client(stack: Hostler) -> None:
+    async with openai.AsyncOpenAI(
+        base_url=f"{stack.address}/v1", api_key=stack.key, timeout=START_SECONDS, max_retries=0
+    ) as user:
+        answer = await user.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=8)
+        assert answer.choices[0].message.content
+        stream = await user.chat.completions.create(
+            model="chat",
+            messages=MESSAGES,
+            max_tokens=32,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body={"ignore_eos": True},
+        )
+        chunks = [chunk async for chunk in stream]
+    assert len(chunks) > 8
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 32
+    assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "length"
+
+
+def test_a_completion(stack: Hostler) -> None:
+    with client(stack) as user:
+        answer = user.completions.create(model="chat", prompt="The sea is", max_tokens=8)
+    assert answer.choices[0].text
+    assert answer.model == "chat"
+
+
+def test_the_list_of_models(stack: Hostler) -> None:
+    with client(stack) as user:
+        assert "chat" in [model.id for model in user.models.list()]
+        assert user.models.retrieve("chat").id == "chat"
+
+
+def test_a_request_that_vllm_refuses_is_told_in_its_words(stack: Hostler) -> None:
+    with client(stack) as user, pytest.raises(openai.BadRequestError, match=r"maximum context length|max_tokens"):
+        user.chat.completions.create(model="chat", messages=MESSAGES, max_tokens=5000)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -83,7 +83,7 @@ class Sampler:
         self.most: Counter[str] = Counter()
         """MiB that engines really held at most, by card."""
 
-    def __enter__(self) -> "Sampler":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -101,7 +101,7 @@ class Sampler:
         promised: Counter[str] = Counter()
         for worker in workers:
             if worker["state"] not in {"failed", "waiting"}:
-                promised.update({uuid: worker["spec"]["gpu_memory_mib"] for uuid in worker["spec"]["gpus"]})
+                promised.update(dict.fromkeys(worker["spec"]["gpus"], worker["spec"]["gpu_memory_mib"]))
         for uuid in self._machine.uuids:
             held = self._machine.host.used_mib(uuid)
             if promised[uuid] > TOTAL_MIB - MARGIN_MIB or held > TOTAL_MIB:
@@ -125,7 +125,7 @@ def test_an_engine_sees_the_card_it_was_promised_and_no_other(machine: Machine) 
         machine.stack.endpoint(name, QUICK, gpus=1)
         assert machine.ask(name).status_code == 200
     placed = {name: machine.gpus(name) for name in NAMES[:2]}
-    assert sorted(sum(placed.values(), [])) == sorted(machine.uuids)
+    assert sorted(card for cards_of_one in placed.values() for card in cards_of_one) == sorted(machine.uuids)
     for name in NAMES[:2]:
         worker = machine.stack.status(name)["workers"][0]["id"]
         pid = machine.stack.engine_stats(worker)["pid"]

@@ -104,7 +104,7 @@ class RawConnection:
 
 def dechunked(body: bytes) -> bytes:
     """A body without its chunked encoding. Raises AssertionError if it is not whole."""
-    pieces = []
+    pieces: list[bytes] = []
     at = 0
     while True:
         line = body.index(b"\r\n", at)

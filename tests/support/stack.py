@@ -22,6 +22,8 @@ from tests.support.waiting import wait_until
 __all__ = ["ADMIN_KEY", "CLIENT_SECONDS", "Stack", "bearer", "chat", "running_stack"]
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
+START_SECONDS = 30.0
+"""For a process to listen; a machine that does other things meanwhile is no failure."""
 
 
 class Stack(Hostler):
@@ -54,13 +56,13 @@ class Stack(Hostler):
     def start_manager(self) -> RunningProcess:
         """Start the worker manager and wait for its socket."""
         self.manager = RunningProcess(python_module("worker_manager"), self.env)
-        self.manager.wait_for_socket(self.run / "manager" / "manager.sock")
+        self.manager.wait_for_socket(self.run / "manager" / "manager.sock", START_SECONDS)
         return self.manager
 
     def start_gateway(self) -> RunningProcess:
         """Start the gateway and wait for its port."""
         self.gateway = RunningProcess(python_module("gateway"), self.env)
-        self.gateway.wait_for_port(self.port)
+        self.gateway.wait_for_port(self.port, START_SECONDS)
         return self.gateway
 
     def start(self) -> "Stack":

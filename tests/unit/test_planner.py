@@ -137,6 +137,30 @@ def test_a_failed_worker_is_tried_again_only_after_half_a_minute_and_only_for_a_
     assert drained(quiet, plan(quiet)) == set()
 
 
+def test_an_ordered_start_makes_a_worker_that_failed_before_it_give_way_at_once():
+    for state in (WorkerState.FAILED, WorkerState.BACKOFF):
+        failed = worker("a", 1, "one", state=state, since=NOW - 2)
+        ordered = situation([endpoint("a", ordered_at=NOW - 1, warm_until=NOW + 60)], [failed], one=CARD)
+        assert drained(ordered, plan(ordered)) == {"a-1"}
+        before = situation([endpoint("a", ordered_at=NOW - 3, warm_until=NOW + 60)], [failed], one=CARD)
+        assert drained(before, plan(before)) == set()
+
+
+def test_a_worker_that_has_not_started_goes_elsewhere_once_another_program_has_its_memory():
+    placed = worker("a", 1, "one", promise=9_000, state=WorkerState.WAITING)
+    before = situation([endpoint("a", promise=9_000, **waiting())], [placed], one=8_000, two=CARD)
+    decided = plan(before)
+    assert drained(before, decided) == {"a-1"}
+    (made,) = started(before, decided)
+    assert made.gpus == ("two",)
+
+
+def test_a_worker_that_holds_its_memory_stays_whatever_other_programs_seem_to_take():
+    placed = worker("a", 1, "one", promise=9_000)
+    before = situation([endpoint("a", promise=9_000, **waiting())], [placed], one=8_000, two=CARD)
+    assert drained(before, plan(before)) == set()
+
+
 # rule 3: where
 
 

@@ -7,9 +7,9 @@ from gateway.endpoints.registry import Registry
 from gateway.endpoints.status import EndpointStatus, WorkerView
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import GatewayError
+from gateway.memory import cpu_need, gpu_need
 from gateway.scheduling.demand import Demand, sentences
 from gateway.scheduling.loop import Scheduler
-from gateway.scheduling.memory import cpu_need, gpu_need
 from gateway.scheduling.types import WantedEndpoint
 from worker_manager.contract import (
     Download,

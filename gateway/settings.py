@@ -108,6 +108,7 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"{PREFIX}{name.upper()} {what}")
 
     require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
+    require("admin_key", settings.admin_key.isascii() and settings.admin_key.isprintable(), "must be plain ASCII")
     require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
     for name in ("max_body_mib", "max_header_kib", "max_waiting"):
         require(name, getattr(settings, name) > 0, "must be greater than 0")

@@ -25,8 +25,9 @@ from typing import Annotated, Literal
 
 import msgspec
 
-WORKER_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
-MODEL_PATH_PATTERN = r"^(local/[A-Za-z0-9][\w.-]{0,95}|hub/[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}/[0-9a-f]{7,64})$"
+WORKER_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}\Z"  # \Z and not $, which would let a line feed in
+HUB_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?!\.{1,2}(/|\Z))[A-Za-z0-9_.-]{1,96}"
+MODEL_PATH_PATTERN = rf"^(local/[A-Za-z0-9][\w.-]{{0,95}}|hub/{HUB_PATTERN}/[0-9a-f]{{7,64}})\Z"
 
 WorkerId = Annotated[str, msgspec.Meta(pattern=WORKER_ID_PATTERN)]
 ModelPath = Annotated[str, msgspec.Meta(pattern=MODEL_PATH_PATTERN, max_length=256)]
@@ -205,8 +206,8 @@ class DownloadState(StrEnum):
 class DownloadSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A repository on the model hub to bring under the models folder."""
 
-    model: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}$")]
-    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}$")] = "main"
+    model: Annotated[str, msgspec.Meta(pattern=rf"^{HUB_PATTERN}\Z")]
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}\Z")] = "main"
 
 
 class Download(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,9 +1,14 @@
 """Keys in the database. A key itself is never stored, only its SHA-256."""
 
+from typing import Any
+
 import msgspec
+import structlog
 
 from gateway.database.connection import Database
 from gateway.types import Principal, Scope
+
+log = structlog.get_logger(__name__)
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +27,23 @@ class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
         return Principal(self.id, self.name, self.scopes, self.endpoints, self.expires_at)
 
 
+def _decoded(row: tuple[Any, ...]) -> StoredKey | None:
+    """One row as a key; one that can't be read is logged and opens nothing, and harms no other."""
+    try:
+        return StoredKey(
+            id=row[0],
+            name=row[1],
+            digest=row[2],
+            scopes=msgspec.json.decode(row[3], type=frozenset[Scope]),
+            endpoints=msgspec.json.decode(row[4], type=frozenset[str]),
+            created_at=row[5],
+            expires_at=row[6],
+        )
+    except msgspec.MsgspecError as problem:
+        log.error("key unreadable", key=row[0], problem=str(problem))  # noqa: TRY400 - the cause is all there is to tell
+        return None
+
+
 class KeyStore:
     """Reads and writes the table `keys`."""
 
@@ -33,18 +55,7 @@ class KeyStore:
         rows = await self._database.rows(
             "SELECT id, name, digest, scopes, endpoints, created_at, expires_at FROM keys ORDER BY created_at, id"
         )
-        return [
-            StoredKey(
-                id=row[0],
-                name=row[1],
-                digest=row[2],
-                scopes=msgspec.json.decode(row[3], type=frozenset[Scope]),
-                endpoints=msgspec.json.decode(row[4], type=frozenset[str]),
-                created_at=row[5],
-                expires_at=row[6],
-            )
-            for row in rows
-        ]
+        return [key for key in map(_decoded, rows) if key is not None]
 
     async def add(self, key: StoredKey) -> None:
         """Write a new key. Raises IntegrityError if its id or digest is there already."""

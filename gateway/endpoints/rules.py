@@ -6,10 +6,8 @@ import msgspec
 
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest
+from gateway.memory import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
 from worker_manager.contract import ENGINE_FLAGS, HostFacts, flag_problem
-
-OVERHEAD_MIB = 1024
-"""MiB a worker needs on a GPU beside its weights at the very least: CUDA context, activations, a little KV cache."""
 
 
 def settle(spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
@@ -55,6 +53,7 @@ def _near(name: str) -> str:
 def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int) -> None:
     wanted = spec.gpus or 0
     if wanted == 0:
+        _check_host_memory(host, model)
         if spec.gpu_memory_gib is not None:
             raise BadRequest("gpu_memory_gib means nothing with gpus 0: leave it out", param="gpu_memory_gib")
         return
@@ -68,6 +67,18 @@ def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, m
     _check_memory(spec, host, model, margin_mib, wanted)
 
 
+def _check_host_memory(host: HostFacts, model: ModelFacts | None) -> None:
+    room = host.memory_total_mib - HOST_MARGIN_MIB
+    if model is None or host.memory_total_mib == 0 or cpu_need(model.weights_mib) <= room:
+        return
+    raise BadRequest(
+        f"The model cannot fit: its weights are {model.weights_mib} MiB, on the CPUs that takes "
+        f"{cpu_need(model.weights_mib)} MiB of memory with all the engine needs, and of this machine's "
+        f"{host.memory_total_mib} MiB at most {room} can be promised. Take a smaller or quantised model, or GPUs",
+        param="model",
+    )
+
+
 def _check_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int, wanted: int) -> None:
     cards = sorted((gpu.memory_total_mib - margin_mib for gpu in host.gpus), reverse=True)
     largest = cards[wanted - 1]
@@ -78,18 +89,18 @@ def _check_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None,
             f"MiB can be promised (the card's total less {margin_mib} MiB margin): ask for less",
             param="gpu_memory_gib",
         )
-    if promised <= OVERHEAD_MIB:
+    if promised <= GPU_OVERHEAD_MIB:
         raise BadRequest(
-            f"{promised} MiB on a GPU are too little for any model: the engine itself needs {OVERHEAD_MIB} MiB",
+            f"{promised} MiB on a GPU are too little for any model: the engine itself needs {GPU_OVERHEAD_MIB} MiB",
             param="gpu_memory_gib" if spec.gpu_memory_gib is not None else "gpus",
         )
     if model is None:
         return
-    need = -(-model.weights_mib // wanted) + OVERHEAD_MIB
+    need = gpu_need(model.weights_mib, wanted)
     if need > promised:
         raise BadRequest(
             f"The model cannot fit: its weights are {model.weights_mib} MiB, over {wanted} GPU(s) that is "
-            f"{need - OVERHEAD_MIB} MiB each, plus at least {OVERHEAD_MIB} MiB to run, and each worker has {promised} "
-            "MiB a GPU. Use more GPUs, raise gpu_memory_gib, or take a smaller or quantised model",
+            f"{need - GPU_OVERHEAD_MIB} MiB each, plus at least {GPU_OVERHEAD_MIB} MiB to run, and each worker has "
+            f"{promised} MiB a GPU. Use more GPUs, raise gpu_memory_gib, or take a smaller or quantised model",
             param="gpus" if spec.gpu_memory_gib is None else "gpu_memory_gib",
         )

@@ -15,8 +15,8 @@ import structlog
 
 from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
+from gateway.memory import cards
 from gateway.scheduling.demand import Demand, Slot
-from gateway.scheduling.memory import cards
 from gateway.scheduling.planner import plan
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (

@@ -31,7 +31,7 @@ def test_a_request_for_a_cold_endpoint_starts_a_worker_and_is_answered(stack: St
     assert stack.status("cold")["state"] == "hot"
 
 
-def test_chunks_of_a_stream_arrive_as_they_are_generated(stack: Stack, client: openai.OpenAI) -> None:
+def test_chunks_of_a_stream_arrive_as_they_are_generated(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model="first", messages=[{"role": "user", "content": "hello"}], stream=True)
     pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
     assert len([piece for piece in pieces if piece]) > 5

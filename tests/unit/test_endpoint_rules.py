@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.endpoints.rules import OVERHEAD_MIB, check, settle
+from gateway.endpoints.rules import check, settle
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest
+from gateway.memory import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need
 from worker_manager.contract import MODEL_PATH_PATTERN, Gpu, HostFacts
 
 MARGIN = 512
@@ -91,7 +92,7 @@ def test_a_model_that_cannot_fit_is_refused_with_the_numbers() -> None:
 
 def test_a_promise_too_small_for_any_model_is_refused_even_while_the_model_is_not_here() -> None:
     """The worker manager would refuse the whole desired set for it, with everybody's workers in it."""
-    for size in (0.0001, OVERHEAD_MIB / 1024):
+    for size in (0.0001, GPU_OVERHEAD_MIB / 1024):
         assert refusal(host(24_000), weights=None, gpus=1, gpu_memory_gib=size).param == "gpu_memory_gib"
 
 
@@ -134,3 +135,11 @@ def test_a_value_out_of_its_range_does_not_make_an_endpoint(fields: dict[str, An
 def test_every_local_model_that_may_be_registered_is_one_the_worker_manager_takes(model: str) -> None:
     assert spec(model=model).model == model
     assert re.search(MODEL_PATH_PATTERN, model)
+
+
+def test_a_model_that_the_machines_own_memory_cannot_hold_is_refused_with_the_arithmetic() -> None:
+    error = refusal(host(), weights=60_000, gpus=0)
+    assert error.param == "model"
+    assert str(cpu_need(60_000)) in error.message
+    assert str(64_000 - HOST_MARGIN_MIB) in error.message
+    check(spec(gpus=0), host(), ModelFacts(path="local/tiny", weights_mib=40_000), MARGIN)

@@ -104,14 +104,18 @@ class Stack(Hostler):
         """Stop everything, engines included."""
         self.client.close()
         with contextlib.ExitStack() as stack:
+            # in this order: a manager that still runs would start again what was stopped
+            stack.callback(self._stop_workers)
             for process in (self.manager, self.gateway):
                 if process is not None:
                     stack.callback(process.stop)
-            stopping = RunningProcess(python_module("worker_manager", "stop-workers"), self.env)
-            stack.callback(stopping.stop)
-            if self.gateway is not None:
-                self.gateway.stop()
+
+    def _stop_workers(self) -> None:
+        stopping = RunningProcess(python_module("worker_manager", "stop-workers"), self.env)
+        try:
             stopping.wait(30)
+        finally:
+            stopping.stop()
 
 
 @contextlib.contextmanager

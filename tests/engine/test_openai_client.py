@@ -21,7 +21,7 @@ TOKENS = 1900
 MOMENTS = 5
 """Arrivals with a pause between them, at the least."""
 PAUSE_SECONDS = 0.01
-SPREAD_SECONDS = 0.5
+SPREAD_SECONDS = 0.2
 
 
 @pytest.fixture(scope="module", params=["containers", "processes"])

@@ -47,7 +47,7 @@ class GatewayError(Exception):
         return error_body(self.message, self.type, self.code, self.param)
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Content type; where the error passes by itself, `Retry-After` in whole seconds; `Connection` where it ends."""
+        """Content type; where the error passes by itself, `Retry-After` in whole seconds; `Connection` at its end."""
         headers = [(b"content-type", b"application/json")]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))

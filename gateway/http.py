@@ -35,6 +35,8 @@ async def read(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
         raise BadRequest(f"The body does not fit: {problem}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"The body is not JSON: {problem}") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None
 
 
 def needs(scope: Scope) -> Guard:

@@ -15,7 +15,7 @@ SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|Bearer\s+\S+|Basic\s+\S+", re.IGNOREC
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
     """Replace whatever looks like a credential in any text value."""
     for name, value in event.items():
-        if isinstance(value, str) and ("hst_" in value or "earer" in value or "asic" in value):
+        if isinstance(value, str):
             event[name] = SECRET.sub("[redacted]", value)
     return event
 

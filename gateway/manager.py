@@ -93,8 +93,8 @@ class ManagerClient:
             )
         except httpx.HTTPError as problem:
             raise ManagerUnavailable(
-                f"The worker manager does not answer ({type(problem).__name__}): is it running? See `docker compose ps` "
-                "or run/logs/worker_manager.log",
+                f"The worker manager does not answer ({type(problem).__name__}): is it running? See `docker compose "
+                "ps` or run/logs/worker_manager.log",
                 retry_after=5,
             ) from problem
         if response.is_error:

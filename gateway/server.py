@@ -30,6 +30,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def _await_header(self) -> None:
         self._header_bytes = 0
         self._in_header = True
+        self._between = False
         self._stop_clock()
         self._deadline = self.loop.call_later(self.header_seconds, self._header_is_late)
 
@@ -51,6 +52,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        if self._between and data.strip(b"\r\n"):
+            self._await_header()
         if not self._in_header:
             super().data_received(data)
             return
@@ -67,13 +70,18 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if not self._in_header:
+        if not self._in_header:  # it came in one piece with the end of the request before: how much of it is not known
             self._await_header()
+            self._header_bytes = 1
 
     def on_headers_complete(self) -> None:
         self._in_header = False
         self._stop_clock()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._between = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()

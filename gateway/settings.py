@@ -1,5 +1,6 @@
 """Every setting of the gateway: one frozen struct, read once from the environment. Nothing else reads `os.environ`."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -112,7 +113,8 @@ def _check(settings: Settings) -> None:
         require(name, getattr(settings, name) > 0, "must be greater than 0")
     for field in msgspec.structs.fields(Settings):
         if field.name.endswith("_seconds"):
-            require(field.name, getattr(settings, field.name) > 0, "must be greater than 0 seconds")
+            seconds = getattr(settings, field.name)
+            require(field.name, 0 < seconds < math.inf, "must be a number of seconds greater than 0")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
     require(

@@ -38,6 +38,8 @@ from worker_manager.policy import PolicyRefusal
 from worker_manager.reconcile import Tracked
 
 RELIST_SECONDS = 10.0
+GPU_PASS_SECONDS = 2.0
+"""Between two looks where there are GPUs: what other programs take of them tells nobody by itself."""
 WAITING_PASS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 PROBE_SECONDS = 0.25
@@ -142,7 +144,9 @@ class Supervisor:
 
     async def _sleep(self) -> None:
         waiting = any(known.state is WorkerState.WAITING for known in self._tracked.values())
-        seconds = WAITING_PASS_SECONDS if waiting else RELIST_SECONDS
+        seconds = GPU_PASS_SECONDS if self.gpus else RELIST_SECONDS
+        if waiting:
+            seconds = WAITING_PASS_SECONDS
         if self._failing:
             seconds = RETRY_SECONDS
         deadline = rules.next_deadline(self._tracked, self._limits)

@@ -6,7 +6,6 @@ SHA-256 at rest: a slow hash buys nothing against 256 random bits and would be a
 """
 
 import base64
-import binascii
 import hashlib
 import secrets
 import zlib
@@ -71,6 +70,6 @@ def _from_authorization(value: str) -> str | None:
         return None
     try:
         user, _, _ = base64.b64decode(rest, validate=True).decode("latin-1").partition(":")
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and so is what is not even ASCII
         return None
     return user or None

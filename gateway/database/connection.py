@@ -5,6 +5,7 @@ no second connection ever checkpoints.
 """
 
 import asyncio
+import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 import aiosqlite
 
-from gateway.database.migrate import migrate
+from gateway.database.migrate import migrate, scripts
 
 FILE_NAME = "hostler.db"
 
@@ -39,7 +40,7 @@ class Database:
         try:
             for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
                 await connection.execute(f"PRAGMA {pragma}")
-            await migrate(connection)
+            await migrate(connection, scripts())
         except BaseException:
             # an aiosqlite connection left open keeps the whole process from ending
             await connection.close()
@@ -54,13 +55,15 @@ class Database:
     async def transaction(self) -> AsyncIterator["Transaction"]:
         """A write transaction; it is rolled back if the block raises. Nobody else writes meanwhile."""
         async with self._writing:
-            await self._connection.execute("BEGIN IMMEDIATE")
             try:
+                await self._connection.execute("BEGIN IMMEDIATE")
                 yield Transaction(self._connection)
+                await self._connection.execute("COMMIT")
             except BaseException:
-                await self._connection.execute("ROLLBACK")
+                # also where BEGIN was cancelled on its way or COMMIT failed: a transaction left open would be the last
+                with contextlib.suppress(sqlite3.OperationalError):  # there was none to roll back
+                    await self._connection.execute("ROLLBACK")
                 raise
-            await self._connection.execute("COMMIT")
 
     async def ping(self) -> None:
         """Raise sqlite3.Error if the database can't be read."""

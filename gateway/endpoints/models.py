@@ -22,11 +22,14 @@ class ModelsFolder:
     def find(self, spec: EndpointSpec) -> ModelFacts | None:
         """The files of an endpoint's model; None if a hub model has not been downloaded yet.
 
-        Raises BadRequest where a local folder is missing or is no model.
+        Raises BadRequest where a local folder is missing or is no model, or its files can't be read.
         """
-        if spec.is_local():
-            return self._local(spec.model)
-        return self._hub(spec.model, spec.revision or "main")
+        try:
+            return self._local(spec.model) if spec.is_local() else self._hub(spec.model, spec.revision or "main")
+        except (OSError, UnicodeDecodeError) as problem:
+            # a link to nowhere, a folder without permission: the message must not tell where the folder lies
+            why = problem.strerror if isinstance(problem, OSError) else "a file is not text"
+            raise BadRequest(f"The files of '{spec.model}' cannot be read ({why})", param="model") from problem
 
     def _local(self, model: str) -> ModelFacts:
         name = model.removeprefix("local/")
@@ -53,7 +56,7 @@ class ModelsFolder:
         else:
             try:
                 reference = (self._folder / "hub" / model / "refs" / revision.replace("/", "--")).read_text().strip()
-            except OSError:
+            except (FileNotFoundError, NotADirectoryError):
                 return None
         if not COMMIT.fullmatch(reference):
             return None
@@ -74,7 +77,7 @@ class ModelsFolder:
                 "repository, not only its weights",
                 param="model",
             ) from None
-        except (OSError, ValueError, TypeError) as problem:
+        except (ValueError, TypeError, RecursionError) as problem:
             raise BadRequest(f"The config.json of '{path}' cannot be read ({problem})", param="model") from None
         weights = sum(item.stat().st_size for item in folder.iterdir() if item.suffix in WEIGHT_SUFFIXES)
         return ModelFacts(path=path, weights_mib=-(-weights // 2**20))

@@ -78,6 +78,11 @@ def _check_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None,
             f"MiB can be promised (the card's total less {margin_mib} MiB margin): ask for less",
             param="gpu_memory_gib",
         )
+    if promised <= OVERHEAD_MIB:
+        raise BadRequest(
+            f"{promised} MiB on a GPU are too little for any model: the engine itself needs {OVERHEAD_MIB} MiB",
+            param="gpu_memory_gib" if spec.gpu_memory_gib is not None else "gpus",
+        )
     if model is None:
         return
     need = -(-model.weights_mib // wanted) + OVERHEAD_MIB

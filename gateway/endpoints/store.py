@@ -14,7 +14,7 @@ class EndpointStore:
         self._database = database
 
     async def all(self) -> tuple[list[Endpoint], dict[str, str]]:
-        """Every endpoint that can be read, and for each that can't be its name and why: one bad row harms itself only."""
+        """Every endpoint that can be read, and the name and fault of each that can't: a bad row harms only itself."""
         rows = await self._database.rows("SELECT name, spec, created_at, updated_at FROM endpoints ORDER BY name")
         good: list[Endpoint] = []
         bad: dict[str, str] = {}

@@ -6,8 +6,9 @@ import msgspec
 
 from worker_manager.contract import FlagValue
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}$"
-MODEL_PATTERN = r"^(?!local/[^A-Za-z0-9])[A-Za-z0-9][\w.-]{0,95}/(?!\.{1,2}$)[\w.-]{1,96}$"
+# \Z and not $, which would let a line feed in at the end
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z"
+MODEL_PATTERN = r"^(?!local/[^A-Za-z0-9])[A-Za-z0-9][\w.-]{0,95}/(?!\.{1,2}\Z)[\w.-]{1,96}\Z"
 """No name made of dots alone: that would be a folder above. The worker manager takes no hidden folder under local/."""
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
@@ -19,7 +20,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     name: Name
     model: Annotated[str, msgspec.Meta(pattern=MODEL_PATTERN)]
     """`local/NAME`, a folder under the models folder, or a hub repository `ORG/NAME`."""
-    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}$")] | None = None
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}\Z")] | None = None
     engine: Literal["vllm"] = "vllm"
     gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
     """GPUs of one worker; None: one where the machine has any, else none (the CPUs serve)."""

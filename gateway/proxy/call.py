@@ -53,7 +53,7 @@ class Call:
         lines += [name + b": " + value for name, value in self.headers.items() if name in FORWARDED]
         given = self.headers.get(b"content-type", b"")
         # whatever a client calls its JSON (curl -d says it is a form), the engine takes it under one name only
-        kind = given if given.startswith(b"multipart/") else b"application/json"
+        kind = given if given.lower().startswith(b"multipart/") else b"application/json"
         lines.append(b"content-type: " + kind)
         lines.append(b"content-length: %d\r\n\r\n" % len(self.body))
         return b"\r\n".join(lines)

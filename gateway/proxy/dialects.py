@@ -12,7 +12,7 @@ class Dialect(NamedTuple):
 
     name: str
     end: bytes
-    """Bytes that occur only in the last event of a whole stream."""
+    """How a line of the last event of a whole stream begins, and no other line."""
 
 
 OPENAI = Dialect("openai", b"data: [DONE]")
@@ -28,8 +28,10 @@ class StreamEnd:
     """Sees a stream go by and knows whether it ended as a whole one does. Chunks may be cut anywhere."""
 
     def __init__(self, dialect: Dialect) -> None:
-        self._ends = RESPONSES_ENDS if dialect is RESPONSES else (dialect.end,)
-        self._tail = b""
+        ends = RESPONSES_ENDS if dialect is RESPONSES else (dialect.end,)
+        # only at the start of a line: a model may well say `data: [DONE]` in its text
+        self._ends = tuple(b"\n" + end for end in ends)
+        self._tail = b"\n"
         self.seen = False
 
     def feed(self, chunk: bytes) -> None:

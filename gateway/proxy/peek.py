@@ -7,7 +7,9 @@ import msgspec
 from gateway.errors import BadRequest
 
 FORM_FIELD = re.compile(
-    rb'\r\nContent-Disposition: *form-data; *name="?(model|stream)"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n',
+    rb"\r\nContent-Disposition: *form-data; *"
+    rb'name=(?:"(?P<quoted>model|stream)"|(?P<bare>model|stream)(?=[;\s]))[^\r\n]*'
+    rb"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n",
     re.IGNORECASE,
 )
 TRUE = frozenset({b"true", b"1", b"True"})
@@ -28,7 +30,7 @@ def peek(body: bytes, content_type: bytes) -> tuple[str, bool]:
 
     Raises BadRequest for a body that is neither, or names no model.
     """
-    found = _peek_form(body) if content_type.startswith(b"multipart/form-data") else _peek_json(body)
+    found = _peek_form(body) if content_type.lower().startswith(b"multipart/form-data") else _peek_json(body)
     if not found.model:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
@@ -45,9 +47,11 @@ def _peek_json(body: bytes) -> Peek:
         raise BadRequest(f"The body does not fit: {problem}") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadRequest(f"The body is not JSON: {problem}") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None
 
 
 def _peek_form(body: bytes) -> Peek:
-    fields = {name.lower(): value.strip() for name, value in FORM_FIELD.findall(body)}
+    fields = {(quoted or bare).lower(): value.strip() for quoted, bare, value in FORM_FIELD.findall(body)}
     model = fields.get(b"model", b"").decode("utf-8", "replace")
     return Peek(model=model or None, stream=fields.get(b"stream") in TRUE)

@@ -7,7 +7,7 @@ from pathlib import Path
 from gateway.proxy.upstream import Connection, connect
 
 IDLE_SECONDS = 30.0
-"""Engines keep idle connections for 120 s (the manager sets it): ours go first, so a request never meets a closing one."""
+"""Engines keep idle connections for 120 s (the manager sets it): ours go first, so no request meets a closing one."""
 IDLE_LIMIT = 256
 """Idle connections kept for one engine."""
 

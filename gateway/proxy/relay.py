@@ -256,7 +256,8 @@ class Relay(Generic[LeaseT]):
 
 def broke(call: Call, what: str) -> str:
     """The sentence for an engine that failed a call."""
-    return f"The worker of '{call.endpoint}' {what}: try again; GET /api/endpoints/{call.endpoint} tells how its workers do"
+    name = call.endpoint
+    return f"The worker of '{name}' {what}: try again; GET /api/endpoints/{name} tells how its workers do"
 
 
 def lost_response(response_id: str) -> NotFound:

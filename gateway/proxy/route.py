@@ -159,8 +159,8 @@ class InferenceEntry:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(
-            f"The body is larger than {self._max_body_bytes // 2**20} MiB (HOSTLER_MAX_BODY_MIB): send less, or ask the "
-            "operator to raise it"
+            f"The body is larger than {self._max_body_bytes // 2**20} MiB (HOSTLER_MAX_BODY_MIB): send less, or ask "
+            "the operator to raise it"
         )
 
     async def _refuse(self, call: Call, error: GatewayError) -> None:

@@ -95,8 +95,8 @@ class Scheduler:
         """What the machine has. Raises ManagerUnavailable while the manager has never been seen."""
         if self.observed is None:
             raise ManagerUnavailable(
-                "The worker manager has not answered since the gateway's start, so nothing is known of this machine yet: "
-                "is it running? See `docker compose ps` or run/logs/worker_manager.log",
+                "The worker manager has not answered since the gateway's start, so nothing is known of this machine "
+                "yet: is it running? See `docker compose ps` or run/logs/worker_manager.log",
                 retry_after=5,
             )
         return self.observed.host

@@ -21,7 +21,7 @@ def gpu_need(weights_mib: int, gpus: int) -> int:
 
 
 def cpu_need(weights_mib: int) -> int:
-    """The MiB of host memory a worker on the CPUs needs: its weights (loaded once, copied once in part) and the engine."""
+    """MiB of host memory for a worker on the CPUs: its weights (loaded once, copied once in part) and the engine."""
     return weights_mib * 6 // 5 + CPU_OVERHEAD_MIB
 
 

@@ -62,6 +62,7 @@ class _Planner:
     def run(self) -> Plan:
         for worker in self.situation.workers:
             self._retire_outdated(worker)
+        self._retire_crowded_out()
         for endpoint in self.situation.endpoints:
             self._retire_idle(endpoint)
         for endpoint in sorted(self.situation.endpoints, key=_urgency):
@@ -109,6 +110,16 @@ class _Planner:
 
     def _note(self, verb: Verb, endpoint: str, worker: str | None, why: str) -> None:
         self.decisions.append(Decision(verb=verb, endpoint=endpoint, worker=worker, reason=why))
+
+    def _retire_crowded_out(self) -> None:
+        """Take back what has not started and no longer fits, because another program took the memory meanwhile."""
+        gone: list[str] = []
+        for worker in self.situation.workers:
+            if worker.state is not WorkerState.WAITING or worker.spec.id in self.draining:
+                continue
+            if any(self._free(card, gone) < 0 for card in worker.spec.gpus):
+                self._drain(worker, "another program has taken the memory it was to have")
+                gone.append(worker.spec.id)
 
     # rule 1
 

@@ -301,7 +301,8 @@ def test_the_refusal_of_a_body_that_is_sent_all_the_same_arrives(stack: Stack) -
 @pytest.mark.usefixtures("unchanged")
 def test_a_body_in_chunks_is_refused_as_soon_as_it_is_too_large(stack: Stack) -> None:
     with RawConnection(stack.port) as raw:
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {ADMIN_KEY}\r\ntransfer-encoding: chunked\r\n\r\n"
+        lines = (f"POST {CHAT} HTTP/1.1", "host: h", f"authorization: Bearer {ADMIN_KEY}", "transfer-encoding: chunked")
+        head = "\r\n".join((*lines, "", ""))
         raw.send(head.encode() + b"".join(b"%x\r\n%s\r\n" % (65_536, b"a" * 65_536) for _ in range(17)))
         answer = raw.answer()
         check_error(answer.status, answer.headers, answer.body, 413, "1 MiB", "HOSTLER_MAX_BODY_MIB")

@@ -65,8 +65,10 @@ class RawConnection:
 
     def read_to_end(self) -> bytes:
         """Everything, once the peer has closed. Raises TimeoutError if it does not."""
+        pieces = [self.received]
         while piece := self._receive():
-            self.received += piece
+            pieces.append(piece)
+        self.received = b"".join(pieces)
         return self.received
 
     def _receive(self) -> bytes:
@@ -98,3 +100,18 @@ class RawConnection:
         at = time.time()
         self._socket.close()
         return at
+
+
+def dechunked(body: bytes) -> bytes:
+    """A body without its chunked encoding. Raises AssertionError if it is not whole."""
+    pieces: list[bytes] = []
+    at = 0
+    while True:
+        line = body.index(b"\r\n", at)
+        length = int(body[at:line], 16)
+        at = line + 2 + length
+        assert body[at : at + 2] == b"\r\n", "a chunk ends with its line"
+        if not length:
+            return b"".join(pieces)
+        pieces.append(body[line + 2 : at])
+        at += 2

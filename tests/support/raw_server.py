@@ -14,11 +14,13 @@ Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 async def raw_server(script: Script, socket: Path | None = None) -> AsyncIterator[Path]:
     """Run `script` for every connection; yields the socket's path. Connections are closed when their script ends."""
     handlers: set[asyncio.Task[None]] = set()
+    writers: list[asyncio.StreamWriter] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         handlers.add(task)
+        writers.append(writer)
         task.add_done_callback(handlers.discard)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             await script(reader, writer)
@@ -30,10 +32,14 @@ async def raw_server(script: Script, socket: Path | None = None) -> AsyncIterato
         try:
             yield path
         finally:
+            await asyncio.sleep(0.01)  # connections that were just made get their handlers, and ends are noticed
             server.close()
             for task in list(handlers):
                 task.cancel()
             await asyncio.gather(*handlers, return_exceptions=True)
+            for writer in writers:
+                writer.transport.abort()
+            await asyncio.sleep(0.01)  # both ends of each connection are told of its end
             path.unlink(missing_ok=True)
 
 

@@ -5,6 +5,8 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +22,8 @@ from tests.support.waiting import wait_until
 __all__ = ["ADMIN_KEY", "CLIENT_SECONDS", "Stack", "bearer", "chat", "running_stack"]
 
 ADMIN_KEY = "an-admin-key-of-the-tests"
+START_SECONDS = 30.0
+"""For a process to listen; a machine that does other things meanwhile is no failure."""
 
 
 class Stack(Hostler):
@@ -52,13 +56,13 @@ class Stack(Hostler):
     def start_manager(self) -> RunningProcess:
         """Start the worker manager and wait for its socket."""
         self.manager = RunningProcess(python_module("worker_manager"), self.env)
-        self.manager.wait_for_socket(self.run / "manager" / "manager.sock")
+        self.manager.wait_for_socket(self.run / "manager" / "manager.sock", START_SECONDS)
         return self.manager
 
     def start_gateway(self) -> RunningProcess:
         """Start the gateway and wait for its port."""
         self.gateway = RunningProcess(python_module("gateway"), self.env)
-        self.gateway.wait_for_port(self.port)
+        self.gateway.wait_for_port(self.port, START_SECONDS)
         return self.gateway
 
     def start(self) -> "Stack":
@@ -86,6 +90,10 @@ class Stack(Hostler):
         with httpx.Client(transport=transport, base_url="http://engine", timeout=CLIENT_SECONDS) as client:
             stats: dict[str, Any] = client.get("/simulator/stats").json()
         return stats
+
+    def kill_engine(self, worker: str) -> None:
+        """`kill -9` of an engine, behind the manager's back."""
+        os.kill(self.engine_stats(worker)["pid"], signal.SIGKILL)
 
     def log_lines(self) -> list[dict[str, Any]]:
         """Every line the gateway has logged, parsed; raises where one is not JSON."""

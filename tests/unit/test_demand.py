@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -61,6 +62,10 @@ def made(*workers: ObservedWorker, per_worker: int = 2, max_waiting: int = 100, 
     return demand
 
 
+def _are_waiting(demand: Demand, endpoint: str, number: int) -> bool:
+    return len(demand.queues[endpoint].waiters) == number
+
+
 def incarnations(demand: Demand, workers: Iterable[str]) -> frozenset[str]:
     """What a request remembers of the workers that failed it."""
     return frozenset(demand.slots[worker].incarnation for worker in workers if worker in demand.slots)
@@ -75,7 +80,7 @@ async def waiting(
     tasks = []
     for more in range(1, number + 1):
         tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, incarnations(demand, avoid))))
-        await wait_until_async(lambda more=more: len(demand.queues[endpoint].waiters) == before + more)
+        await wait_until_async(functools.partial(_are_waiting, demand, endpoint, before + more))
     try:
         yield tasks
     finally:
@@ -92,21 +97,21 @@ async def granted(task: asyncio.Task[Lease]) -> str:
 # handing out
 
 
-async def test_the_worker_with_the_fewest_requests_in_flight_gets_the_next_one():
+async def test_the_worker_with_the_fewest_requests_in_flight_gets_the_next_one() -> None:
     demand = made(seen("w1"), seen("w2"), seen("w3"), per_worker=9)
     got = [(await demand.acquire("a", 1)).slot.id for _ in range(6)]
     assert sorted(got[:3]) == sorted(got[3:]) == ["w1", "w2", "w3"]
     assert demand.in_flight("a") == 6
 
 
-async def test_the_lease_knows_where_the_worker_listens():
+async def test_the_lease_knows_where_the_worker_listens() -> None:
     lease = made(seen("w1")).try_acquire("a")
     assert lease is not None
     assert lease.slot.socket == Path("/run/engines/w1/engine.sock")
     assert lease.waited == 0
 
 
-async def test_beyond_the_ceiling_requests_wait_and_are_served_in_the_order_they_came():
+async def test_beyond_the_ceiling_requests_wait_and_are_served_in_the_order_they_came() -> None:
     demand = made(seen("w1"), per_worker=1)
     first = await demand.acquire("a", 1)
     async with waiting(demand, 3) as tasks:
@@ -119,7 +124,7 @@ async def test_beyond_the_ceiling_requests_wait_and_are_served_in_the_order_they
         assert demand.in_flight("a") == 1
 
 
-async def test_a_new_request_does_not_overtake_those_that_wait():
+async def test_a_new_request_does_not_overtake_those_that_wait() -> None:
     demand = made(seen("w1", state=WorkerState.LOADING))
     async with waiting(demand, 1) as (task,):
         demand.slots["w1"].state = WorkerState.READY
@@ -128,18 +133,18 @@ async def test_a_new_request_does_not_overtake_those_that_wait():
         assert await granted(task) == "w1"
 
 
-async def test_another_endpoints_worker_is_never_given():
+async def test_another_endpoints_worker_is_never_given() -> None:
     demand = made(seen("w1", "b"))
     assert demand.try_acquire("a") is None
     assert demand.try_acquire("nobody") is None
 
 
 @pytest.mark.parametrize("state", [state for state in WorkerState if state is not WorkerState.READY])
-async def test_a_worker_that_is_not_ready_gets_no_request(state: WorkerState):
+async def test_a_worker_that_is_not_ready_gets_no_request(state: WorkerState) -> None:
     assert made(seen("w1", state=state)).try_acquire("a") is None
 
 
-async def test_a_worker_that_becomes_ready_serves_those_who_waited_and_teaches_how_long_it_takes():
+async def test_a_worker_that_becomes_ready_serves_those_who_waited_and_teaches_how_long_it_takes() -> None:
     clock = Clock()
     demand = made(seen("w1", state=WorkerState.LOADING, since=clock.now), clock=clock)
     assert demand.eta_seconds("a") is None
@@ -154,7 +159,7 @@ async def test_a_worker_that_becomes_ready_serves_those_who_waited_and_teaches_h
     assert demand.retry_after("a") == 15
 
 
-async def test_a_draining_worker_gets_no_request_and_its_requests_do_not_count():
+async def test_a_draining_worker_gets_no_request_and_its_requests_do_not_count() -> None:
     demand = made(seen("w1"))
     lease = await demand.acquire("a", 1)
     demand.set_draining(frozenset({"w1"}))
@@ -165,7 +170,7 @@ async def test_a_draining_worker_gets_no_request_and_its_requests_do_not_count()
     assert demand.try_acquire("a") is not None
 
 
-async def test_only_a_request_about_its_own_response_reaches_a_draining_worker():
+async def test_only_a_request_about_its_own_response_reaches_a_draining_worker() -> None:
     demand = made(seen("w1"), seen("w2", state=WorkerState.LOADING))
     demand.set_draining(frozenset({"w1"}))
     assert demand.acquire_worker("w1") is not None
@@ -173,7 +178,7 @@ async def test_only_a_request_about_its_own_response_reaches_a_draining_worker()
     assert demand.acquire_worker("nobody") is None
 
 
-async def test_an_unreachable_worker_is_left_alone_for_a_moment():
+async def test_an_unreachable_worker_is_left_alone_for_a_moment() -> None:
     clock = Clock()
     demand = made(seen("w1"), clock=clock)
     demand.mark_unreachable("w1")
@@ -182,7 +187,7 @@ async def test_an_unreachable_worker_is_left_alone_for_a_moment():
     assert demand.try_acquire("a") is not None
 
 
-async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_same():
+async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_same() -> None:
     demand = made(seen("w1"))
     lease = await demand.acquire("a", 1)
     assert demand.set_workers([]) == ["w1"]
@@ -194,14 +199,14 @@ async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_sa
 # a request that its worker failed
 
 
-async def test_a_request_avoids_the_worker_that_failed_it_and_takes_another():
+async def test_a_request_avoids_the_worker_that_failed_it_and_takes_another() -> None:
     demand = made(seen("w1"), seen("w2"))
     lease = demand.try_acquire("a", frozenset({demand.slots["w1"].incarnation}))
     assert lease is not None
     assert lease.slot.id == "w2"
 
 
-async def test_a_request_that_avoids_the_only_worker_does_not_hold_up_the_others():
+async def test_a_request_that_avoids_the_only_worker_does_not_hold_up_the_others() -> None:
     demand = made(seen("w1"))
     async with waiting(demand, 1, avoid=["w1"]):
         assert demand.try_acquire("a") is not None
@@ -211,7 +216,7 @@ async def test_a_request_that_avoids_the_only_worker_does_not_hold_up_the_others
             assert await granted(other) == "w1"
 
 
-async def test_a_worker_that_started_anew_serves_even_those_it_had_failed():
+async def test_a_worker_that_started_anew_serves_even_those_it_had_failed() -> None:
     clock = Clock()
     demand = made(seen("w1"), clock=clock)
     async with waiting(demand, 1, avoid=["w1"]) as (task,):
@@ -225,7 +230,7 @@ async def test_a_worker_that_started_anew_serves_even_those_it_had_failed():
         assert await granted(task) == "w1"
 
 
-async def test_a_worker_that_failed_a_request_and_lives_on_is_tried_again_after_a_moment():
+async def test_a_worker_that_failed_a_request_and_lives_on_is_tried_again_after_a_moment() -> None:
     clock = Clock()
     demand = made(seen("w1"), clock=clock)
     async with waiting(demand, 1, avoid=["w1"]) as (task,):
@@ -239,7 +244,7 @@ async def test_a_worker_that_failed_a_request_and_lives_on_is_tried_again_after_
 # giving up
 
 
-async def test_a_cancelled_waiter_leaves_the_queue():
+async def test_a_cancelled_waiter_leaves_the_queue() -> None:
     demand = made(seen("w1"), per_worker=1)
     lease = await demand.acquire("a", 1)
     async with waiting(demand, 2) as (first, second):
@@ -249,7 +254,7 @@ async def test_a_cancelled_waiter_leaves_the_queue():
         assert await granted(second) == "w1"
 
 
-async def test_a_slot_granted_in_the_moment_its_waiter_was_cancelled_goes_to_the_next():
+async def test_a_slot_granted_in_the_moment_its_waiter_was_cancelled_goes_to_the_next() -> None:
     demand = made(seen("w1"), per_worker=1)
     lease = await demand.acquire("a", 1)
     async with waiting(demand, 2) as (first, second):
@@ -261,7 +266,7 @@ async def test_a_slot_granted_in_the_moment_its_waiter_was_cancelled_goes_to_the
     assert demand.slots["w1"].in_flight == 0
 
 
-async def test_a_task_cancelled_before_it_ever_ran_holds_nothing():
+async def test_a_task_cancelled_before_it_ever_ran_holds_nothing() -> None:
     demand = made(seen("w1"))
     task = asyncio.create_task(demand.acquire("a", 1))
     task.cancel()
@@ -269,7 +274,7 @@ async def test_a_task_cancelled_before_it_ever_ran_holds_nothing():
     assert demand.slots["w1"].in_flight == 0
 
 
-async def test_a_waiter_cancelled_after_it_was_granted_and_refused_holds_nothing():
+async def test_a_waiter_cancelled_after_it_was_granted_and_refused_holds_nothing() -> None:
     demand = made(seen("w1", state=WorkerState.LOADING))
     async with waiting(demand, 1) as (task,):
         demand.set_endpoints({"b": 2})
@@ -278,7 +283,7 @@ async def test_a_waiter_cancelled_after_it_was_granted_and_refused_holds_nothing
     assert demand.slots["w1"].in_flight == 0
 
 
-async def test_when_the_time_is_up_a_waiter_is_told_what_to_do_and_when_to_come_back():
+async def test_when_the_time_is_up_a_waiter_is_told_what_to_do_and_when_to_come_back() -> None:
     demand = made()
     demand.queues["a"].last_load_seconds = 42.0
     with pytest.raises(NoWorker, match="No worker of 'a' was ready within 0 s") as caught:
@@ -287,7 +292,7 @@ async def test_when_the_time_is_up_a_waiter_is_told_what_to_do_and_when_to_come_
     assert not demand.queues["a"].waiters
 
 
-async def test_a_slot_granted_in_the_moment_the_time_is_up_is_not_lost():
+async def test_a_slot_granted_in_the_moment_the_time_is_up_is_not_lost() -> None:
     demand = made(seen("w1"), per_worker=1)
     lease = await demand.acquire("a", 1)
     loop = asyncio.get_running_loop()
@@ -299,7 +304,7 @@ async def test_a_slot_granted_in_the_moment_the_time_is_up_is_not_lost():
     await wait_until_async(lambda: demand.slots["w1"].in_flight == 0)
 
 
-async def test_a_full_queue_refuses_the_next_one_and_says_when_to_try_again():
+async def test_a_full_queue_refuses_the_next_one_and_says_when_to_try_again() -> None:
     demand = made(max_waiting=2)
     async with waiting(demand, 2):
         with pytest.raises(TooManyRequests, match="2 requests wait for 'a' already") as caught:
@@ -309,7 +314,7 @@ async def test_a_full_queue_refuses_the_next_one_and_says_when_to_try_again():
             pass
 
 
-async def test_a_deleted_endpoint_tells_its_waiters_and_only_them():
+async def test_a_deleted_endpoint_tells_its_waiters_and_only_them() -> None:
     demand = made()
     async with waiting(demand, 2) as mine, waiting(demand, 1, "b") as (other,):
         demand.set_endpoints({"b": 2})
@@ -321,7 +326,7 @@ async def test_a_deleted_endpoint_tells_its_waiters_and_only_them():
         await demand.acquire("a", 1)
 
 
-async def test_a_raised_ceiling_lets_waiters_in_at_once():
+async def test_a_raised_ceiling_lets_waiters_in_at_once() -> None:
     demand = made(seen("w1"), per_worker=1)
     await demand.acquire("a", 1)
     async with waiting(demand, 1) as (task,):
@@ -336,7 +341,7 @@ def failed(clock: Clock, state: WorkerState = WorkerState.FAILED, restarts: int 
     return seen("w1", state=state, since=clock.now, failure=FAILURE, restarts=restarts)
 
 
-async def test_waiters_of_an_endpoint_whose_only_worker_failed_learn_why():
+async def test_waiters_of_an_endpoint_whose_only_worker_failed_learn_why() -> None:
     clock = Clock()
     demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
     async with waiting(demand, 1) as (task,):
@@ -346,7 +351,7 @@ async def test_waiters_of_an_endpoint_whose_only_worker_failed_learn_why():
             await task
 
 
-async def test_a_request_right_after_the_failure_is_refused_at_once_and_told_when_a_try_makes_sense():
+async def test_a_request_right_after_the_failure_is_refused_at_once_and_told_when_a_try_makes_sense() -> None:
     clock = Clock()
     demand = made(failed(clock), clock=clock)
     clock.now += 10
@@ -355,7 +360,7 @@ async def test_a_request_right_after_the_failure_is_refused_at_once_and_told_whe
     assert caught.value.retry_after == RETRY_FAILED_SECONDS - 10
 
 
-async def test_a_request_half_a_minute_after_the_failure_waits_for_a_new_try():
+async def test_a_request_half_a_minute_after_the_failure_waits_for_a_new_try() -> None:
     clock = Clock()
     demand = made(failed(clock), clock=clock)
     clock.now += RETRY_FAILED_SECONDS
@@ -365,7 +370,7 @@ async def test_a_request_half_a_minute_after_the_failure_waits_for_a_new_try():
         assert not task.done()
 
 
-async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is():
+async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is() -> None:
     clock = Clock()
     demand = made(seen("w1", state=WorkerState.LOADING), clock=clock)
     async with waiting(demand, 1) as (task,):
@@ -377,7 +382,7 @@ async def test_a_first_death_is_no_reason_to_give_up_and_a_second_one_is():
             await task
 
 
-async def test_while_another_worker_gives_hope_nobody_is_turned_away():
+async def test_while_another_worker_gives_hope_nobody_is_turned_away() -> None:
     clock = Clock()
     demand = made(failed(clock), seen("w2", state=WorkerState.LOADING), clock=clock)
     async with waiting(demand, 1) as (task,):
@@ -388,7 +393,7 @@ async def test_while_another_worker_gives_hope_nobody_is_turned_away():
 # what the planner is told
 
 
-async def test_the_planner_is_called_when_a_request_begins_to_wait_and_when_it_ends():
+async def test_the_planner_is_called_when_a_request_begins_to_wait_and_when_it_ends() -> None:
     demand = made()
     calls: list[int] = []
     demand.changed = lambda: calls.append(len(demand.queues["a"].waiters))
@@ -397,17 +402,22 @@ async def test_the_planner_is_called_when_a_request_begins_to_wait_and_when_it_e
     assert calls[-1] == 0
 
 
-async def test_a_stop_lasts_until_the_next_request_waits():
+def _is_stopped(demand: Demand) -> bool:
+    return demand.queues["a"].stopped
+
+
+async def test_a_stop_lasts_until_the_next_request_waits() -> None:
     demand = made()
     demand.rest("a")
-    assert demand.queues["a"].stopped
+    assert _is_stopped(demand)
     async with waiting(demand, 1):
-        assert not demand.queues["a"].stopped
+        assert not _is_stopped(demand)
         demand.rest("a")
-        assert not demand.queues["a"].stopped
+        assert not _is_stopped(demand)
     demand.rest("a")
     demand.poke("a", 10)
-    assert (demand.queues["a"].stopped, demand.queues["a"].warm_until) == (False, 1_010)
+    queue = demand.queues["a"]
+    assert (queue.stopped, queue.warm_until) == (False, 1_010)
 
 
 # anything at all

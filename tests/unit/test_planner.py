@@ -36,36 +36,36 @@ def reasons(decided: Plan, verb: Verb) -> str:
 # rule 1: how many
 
 
-def test_nothing_is_started_for_nobody():
+def test_nothing_is_started_for_nobody() -> None:
     decided = plan(situation([endpoint("a")], one=CARD))
     assert (decided.desired, decided.decisions, decided.wake_at) == ((), (), None)
 
 
-def test_a_waiting_request_starts_a_worker_with_its_promise_on_a_card():
+def test_a_waiting_request_starts_a_worker_with_its_promise_on_a_card() -> None:
     decided = plan(situation([endpoint("a", promise=9_000, **waiting())], one=CARD))
     (made,) = decided.desired
     assert (made.endpoint, made.gpus, made.gpu_memory_mib) == ("a", ("one",), 9_000)
     assert "1 waiting, 9000 MiB promised on GPU one" in reasons(decided, Verb.START)
 
 
-def test_as_many_workers_are_started_as_the_requests_need_and_no_more_than_max_workers():
+def test_as_many_workers_are_started_as_the_requests_need_and_no_more_than_max_workers() -> None:
     busy = endpoint("a", promise=1_000, per_worker=10, max_workers=8, **waiting(41))
     assert len(plan(situation([busy], one=CARD)).desired) == 5
     capped = msgspec.structs.replace(busy, max_workers=2)
     assert len(plan(situation([capped], one=CARD)).desired) == 2
 
 
-def test_min_workers_exist_without_a_request():
+def test_min_workers_exist_without_a_request() -> None:
     decided = plan(situation([endpoint("a", promise=1_000, min_workers=2, max_workers=4)], one=CARD))
     assert len(decided.desired) == 2
 
 
-def test_an_ordered_start_keeps_one_worker_until_its_time_is_over():
+def test_an_ordered_start_keeps_one_worker_until_its_time_is_over() -> None:
     assert len(plan(situation([endpoint("a", warm_until=NOW + 1)], one=CARD)).desired) == 1
     assert not plan(situation([endpoint("a", warm_until=NOW)], one=CARD)).desired
 
 
-def test_an_idle_worker_goes_after_idle_seconds_and_the_planner_asks_to_be_woken_then():
+def test_an_idle_worker_goes_after_idle_seconds_and_the_planner_asks_to_be_woken_then() -> None:
     before = situation([endpoint("a", idle_seconds=100)], [worker("a", 1, "one", last_used=NOW - 40)], one=CARD)
     assert plan(before).wake_at == NOW + 60
     assert [spec.id for spec in plan(before).desired] == ["a-1"]
@@ -74,7 +74,7 @@ def test_an_idle_worker_goes_after_idle_seconds_and_the_planner_asks_to_be_woken
     assert "no request for 100 s" in reasons(after, Verb.DRAIN)
 
 
-def test_of_several_idle_workers_the_longest_unused_goes_and_a_busy_one_stays():
+def test_of_several_idle_workers_the_longest_unused_goes_and_a_busy_one_stays() -> None:
     workers = [
         worker("a", 1, "one", promise=1_000, last_used=NOW - 2_000),
         worker("a", 2, "one", promise=1_000, last_used=NOW - 3_000),
@@ -84,12 +84,12 @@ def test_of_several_idle_workers_the_longest_unused_goes_and_a_busy_one_stays():
     assert drained(before, plan(before)) == {"a-2"}
 
 
-def test_a_load_is_never_broken_off_for_want_of_requests():
+def test_a_load_is_never_broken_off_for_want_of_requests() -> None:
     before = situation([endpoint("a")], [worker("a", 1, "one", state=WorkerState.LOADING)], one=CARD)
     assert len(plan(before).desired) == 1
 
 
-def test_a_failed_worker_does_not_count_as_one_too_many():
+def test_a_failed_worker_does_not_count_as_one_too_many() -> None:
     workers = [worker("a", 1, "one", state=WorkerState.FAILED), worker("a", 2, "one", last_used=LONG_AGO)]
     before = situation([endpoint("a", min_workers=1, max_workers=2)], workers, one=CARD)
     assert drained(before, plan(before)) == set()
@@ -98,19 +98,19 @@ def test_a_failed_worker_does_not_count_as_one_too_many():
 # rule 2: what is no longer wanted
 
 
-def test_a_worker_of_a_deleted_endpoint_finishes_what_it_serves_and_goes():
+def test_a_worker_of_a_deleted_endpoint_finishes_what_it_serves_and_goes() -> None:
     busy, idle = worker("a", 1, "one", in_flight=3), worker("a", 2, "one")
     decided = plan(situation([], [busy, idle], one=CARD))
     assert [spec.id for spec in decided.desired] == ["a-1"]
     assert decided.draining == {"a-1"}
 
 
-def test_a_stopped_endpoint_loses_its_workers_and_gets_none_even_with_min_workers():
+def test_a_stopped_endpoint_loses_its_workers_and_gets_none_even_with_min_workers() -> None:
     before = situation([endpoint("a", stopped=True, min_workers=1)], [worker("a", 1, "one")], one=CARD)
     assert plan(before).desired == ()
 
 
-def test_a_worker_of_another_shape_is_replaced_and_keeps_its_promise_until_it_has_left():
+def test_a_worker_of_another_shape_is_replaced_and_keeps_its_promise_until_it_has_left() -> None:
     changed = endpoint("a", promise=12_000, template=template("a", 12_000, max_model_len=512), **waiting())
     before = situation([changed], [worker("a", 1, "one", promise=12_000, in_flight=1)], one=CARD)
     decided = plan(before)
@@ -120,13 +120,13 @@ def test_a_worker_of_another_shape_is_replaced_and_keeps_its_promise_until_it_ha
     assert [spec.max_model_len for spec in after.desired] == [512]
 
 
-def test_which_gpu_a_worker_got_does_not_make_it_another():
+def test_which_gpu_a_worker_got_does_not_make_it_another() -> None:
     placed = msgspec.structs.replace(template("a"), id="a-1", gpus=("one",), gpu_memory_mib=19_000)
     assert is_same(template("a"), placed)
     assert not is_same(template("a", 18_000), placed)
 
 
-def test_a_failed_worker_is_tried_again_only_after_half_a_minute_and_only_for_a_request():
+def test_a_failed_worker_is_tried_again_only_after_half_a_minute_and_only_for_a_request() -> None:
     failed = worker("a", 1, "one", state=WorkerState.FAILED, since=NOW - 29)
     before = situation([endpoint("a", **waiting())], [failed], one=CARD)
     assert drained(before, plan(before)) == set()
@@ -137,10 +137,34 @@ def test_a_failed_worker_is_tried_again_only_after_half_a_minute_and_only_for_a_
     assert drained(quiet, plan(quiet)) == set()
 
 
+def test_an_ordered_start_makes_a_worker_that_failed_before_it_give_way_at_once():
+    for state in (WorkerState.FAILED, WorkerState.BACKOFF):
+        failed = worker("a", 1, "one", state=state, since=NOW - 2)
+        ordered = situation([endpoint("a", ordered_at=NOW - 1, warm_until=NOW + 60)], [failed], one=CARD)
+        assert drained(ordered, plan(ordered)) == {"a-1"}
+        before = situation([endpoint("a", ordered_at=NOW - 3, warm_until=NOW + 60)], [failed], one=CARD)
+        assert drained(before, plan(before)) == set()
+
+
+def test_a_worker_that_has_not_started_goes_elsewhere_once_another_program_has_its_memory():
+    placed = worker("a", 1, "one", promise=9_000, state=WorkerState.WAITING)
+    before = situation([endpoint("a", promise=9_000, **waiting())], [placed], one=8_000, two=CARD)
+    decided = plan(before)
+    assert drained(before, decided) == {"a-1"}
+    (made,) = started(before, decided)
+    assert made.gpus == ("two",)
+
+
+def test_a_worker_that_holds_its_memory_stays_whatever_other_programs_seem_to_take():
+    placed = worker("a", 1, "one", promise=9_000)
+    before = situation([endpoint("a", promise=9_000, **waiting())], [placed], one=8_000, two=CARD)
+    assert drained(before, plan(before)) == set()
+
+
 # rule 3: where
 
 
-def test_the_best_fit_keeps_large_holes_whole():
+def test_the_best_fit_keeps_large_holes_whole() -> None:
     workers = [worker("b", 1, "one", promise=9_000, in_flight=1)]
     ends = [endpoint("a", promise=10_000, **waiting()), endpoint("b", promise=9_000, in_flight=1)]
     before = situation(ends, workers, one=CARD, two=CARD)
@@ -148,26 +172,26 @@ def test_the_best_fit_keeps_large_holes_whole():
     assert made.gpus == ("one",)
 
 
-def test_a_worker_on_several_gpus_gets_that_many_cards():
+def test_a_worker_on_several_gpus_gets_that_many_cards() -> None:
     decided = plan(situation([endpoint("a", gpus=2, **waiting())], one=CARD, two=CARD, three=9_999))
     assert [sorted(spec.gpus) for spec in decided.desired] == [["one", "two"]]
 
 
-def test_a_whole_card_is_taken_only_where_nothing_else_was_promised_and_to_its_last_mib():
+def test_a_whole_card_is_taken_only_where_nothing_else_was_promised_and_to_its_last_mib() -> None:
     ends = [endpoint("a", whole=True, **waiting()), endpoint("b", promise=100, in_flight=1)]
     before = situation(ends, [worker("b", 1, "two", promise=100, in_flight=1)], one=CARD, two=CARD + 1)
     (made,) = started(before, plan(before))
     assert (made.gpus, made.gpu_memory_mib) == (("one",), CARD)
 
 
-def test_an_endpoint_without_gpus_lives_in_host_memory():
+def test_an_endpoint_without_gpus_lives_in_host_memory() -> None:
     ends = [endpoint(name, gpus=0, **waiting()) for name in "abc"]
     decided = plan(situation(ends, host=9_000))
     assert len(decided.desired) == 2
     assert all(spec.gpus == () and spec.gpu_memory_mib is None for spec in decided.desired)
 
 
-def test_an_endpoint_whose_model_is_not_here_waits_and_says_why():
+def test_an_endpoint_whose_model_is_not_here_waits_and_says_why() -> None:
     missing = msgspec.structs.replace(endpoint("a", **waiting()), template=None, blocked="its model is on the moon")
     assert reasons(plan(situation([missing], one=CARD)), Verb.WAIT) == "its model is on the moon"
 
@@ -187,44 +211,44 @@ def with_fields(before: Situation, name: str, **fields: object) -> Situation:
     return msgspec.structs.replace(before, endpoints=tuple(ends))
 
 
-def test_the_longest_unused_worker_makes_room_and_no_more_than_that():
+def test_the_longest_unused_worker_makes_room_and_no_more_than_that() -> None:
     decided = plan(crowd())
     assert drained(crowd(), decided) == {"b-1"}
     assert "makes room for a" in reasons(decided, Verb.DRAIN)
     assert started(crowd(), decided) == []
 
 
-def test_the_lowest_priority_makes_room_first():
+def test_the_lowest_priority_makes_room_first() -> None:
     before = with_fields(crowd(), "c", priority=-1)
     assert drained(before, plan(before)) == {"c-1"}
 
 
-def test_a_higher_priority_is_never_evicted():
+def test_a_higher_priority_is_never_evicted() -> None:
     before = with_fields(with_fields(crowd(), "b", priority=1), "c", priority=1)
     assert drained(before, plan(before)) == set()
     assert "free nowhere" in reasons(plan(before), Verb.WAIT)
 
 
-def test_a_worker_within_its_minimum_residency_stays_and_the_planner_looks_again_then():
+def test_a_worker_within_its_minimum_residency_stays_and_the_planner_looks_again_then() -> None:
     young = tuple(msgspec.structs.replace(one, since=NOW - 4) for one in crowd().workers)
     decided = plan(crowd(workers=young))
     assert drained(crowd(workers=young), decided) == set()
     assert decided.wake_at == NOW + 6
 
 
-def test_min_workers_are_never_evicted_even_where_the_endpoint_has_more():
+def test_min_workers_are_never_evicted_even_where_the_endpoint_has_more() -> None:
     workers = [worker("b", 1, "one"), worker("b", 2, "one")]
     ends = [endpoint("a", promise=CARD, **waiting(since=LONG_AGO)), endpoint("b", min_workers=1, max_workers=2)]
     before = situation(ends, workers, one=CARD)
     assert drained(before, plan(before)) == set(), "both would have to go, and one must stay"
 
 
-def test_nothing_is_evicted_where_it_would_not_free_enough():
+def test_nothing_is_evicted_where_it_would_not_free_enough() -> None:
     before = with_fields(crowd(), "a", promise_mib=CARD + 1)
     assert drained(before, plan(before)) == set()
 
 
-def test_while_room_is_being_made_nobody_else_is_evicted():
+def test_while_room_is_being_made_nobody_else_is_evicted() -> None:
     decided = plan(crowd())
     between = still_there(crowd(), decided)
     again = plan(between)
@@ -240,7 +264,7 @@ def still_there(before: Situation, decided: Plan) -> Situation:
     return msgspec.structs.replace(before, workers=tuple(kept))
 
 
-def test_room_that_is_being_made_for_one_is_not_taken_by_the_next():
+def test_room_that_is_being_made_for_one_is_not_taken_by_the_next() -> None:
     """`a` needs two cards, one is free and one is made free: `b`, behind it, must not start on the free one."""
     workers = [worker("c", 1, "two", promise=CARD)]
     ends = [
@@ -256,7 +280,7 @@ def test_room_that_is_being_made_for_one_is_not_taken_by_the_next():
     assert [spec.endpoint for spec in after.desired] == ["a"]
 
 
-def test_a_whole_card_that_is_being_emptied_gets_no_new_tenant():
+def test_a_whole_card_that_is_being_emptied_gets_no_new_tenant() -> None:
     workers = [worker("c", 1, "one", promise=5_000, in_flight=1, draining=True)]
     ends = [endpoint("a", whole=True, promise=2_000, **waiting()), endpoint("b", promise=1_000, **waiting(since=NOW))]
     before = situation(ends, workers, one=CARD)
@@ -266,7 +290,7 @@ def test_a_whole_card_that_is_being_emptied_gets_no_new_tenant():
 # rule 5: starvation
 
 
-def test_a_waiter_past_the_starvation_bound_has_a_busy_worker_drained_for_it():
+def test_a_waiter_past_the_starvation_bound_has_a_busy_worker_drained_for_it() -> None:
     busy = worker("b", 1, "one", promise=CARD, in_flight=2)
     ends = [endpoint("a", promise=CARD, **waiting(since=NOW - 59)), endpoint("b", promise=CARD, in_flight=2)]
     before = situation(ends, [busy], one=CARD)
@@ -277,7 +301,7 @@ def test_a_waiter_past_the_starvation_bound_has_a_busy_worker_drained_for_it():
     assert [spec.id for spec in plan(later).desired] == ["b-1"], "it finishes what it serves"
 
 
-def test_an_idle_worker_is_drained_before_a_busy_one_even_for_a_starving_waiter():
+def test_an_idle_worker_is_drained_before_a_busy_one_even_for_a_starving_waiter() -> None:
     workers = [worker("b", 1, "one", in_flight=1, last_used=LONG_AGO), worker("c", 1, "one")]
     ends = [endpoint("a", **waiting(since=LONG_AGO)), endpoint("b", in_flight=1), endpoint("c")]
     before = situation(ends, workers, one=CARD)
@@ -287,7 +311,7 @@ def test_an_idle_worker_is_drained_before_a_busy_one_even_for_a_starving_waiter(
 # rule 6: who goes first
 
 
-def test_higher_priority_goes_first_and_then_who_has_waited_longest():
+def test_higher_priority_goes_first_and_then_who_has_waited_longest() -> None:
     ends = [
         endpoint("a", promise=CARD, **waiting(since=NOW - 9)),
         endpoint("b", promise=CARD, **waiting(since=NOW - 10)),
@@ -300,7 +324,7 @@ def test_higher_priority_goes_first_and_then_who_has_waited_longest():
 # ids
 
 
-def test_ids_are_valid_and_unique_whatever_the_endpoint_is_called():
+def test_ids_are_valid_and_unique_whatever_the_endpoint_is_called() -> None:
     for name in ("Org/Model-7B:chat@v1", "-" * 40, "A" * 128, "Ümläut", "9"):
         made = plan(situation([endpoint(name, promise=1_000, per_worker=1, max_workers=12, **waiting(12))], one=CARD))
         ids = [spec.id for spec in made.desired]
@@ -371,14 +395,14 @@ def known_workers(draw: st.DrawFn, of: WantedEndpoint, number: int) -> KnownWork
 
 @settings(max_examples=250, deadline=None)
 @given(situations())
-def test_no_card_is_ever_promised_beyond_what_it_has(before: Situation):
+def test_no_card_is_ever_promised_beyond_what_it_has(before: Situation) -> None:
     held = promises(in_memory(before, plan(before)))
     assert all(held[card] <= room for card, room in before.cards.items()), held
 
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_no_idle_worker_of_a_deleted_or_stopped_endpoint_is_desired(before: Situation):
+def test_no_idle_worker_of_a_deleted_or_stopped_endpoint_is_desired(before: Situation) -> None:
     alive = {one.name for one in before.endpoints if not one.stopped}
     busy = {one.spec.id for one in before.workers if one.in_flight}
     decided = plan(before)
@@ -387,14 +411,14 @@ def test_no_idle_worker_of_a_deleted_or_stopped_endpoint_is_desired(before: Situ
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_a_worker_with_requests_in_flight_is_never_dropped(before: Situation):
+def test_a_worker_with_requests_in_flight_is_never_dropped(before: Situation) -> None:
     desired = {spec.id for spec in plan(before).desired}
     assert {one.spec.id for one in before.workers if one.in_flight} <= desired
 
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_never_more_than_max_workers_are_started_and_never_fewer_than_min_workers_left(before: Situation):
+def test_never_more_than_max_workers_are_started_and_never_fewer_than_min_workers_left(before: Situation) -> None:
     decided = plan(before)
     ends = {one.name: one for one in before.endpoints}
     fresh = started(before, decided)
@@ -416,7 +440,7 @@ def test_never_more_than_max_workers_are_started_and_never_fewer_than_min_worker
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_nobody_of_a_higher_priority_makes_room(before: Situation):
+def test_nobody_of_a_higher_priority_makes_room(before: Situation) -> None:
     priorities = {one.name: one.priority for one in before.endpoints}
     for decision in plan(before).decisions:
         if decision.verb is Verb.DRAIN and decision.reason.startswith("makes room for "):
@@ -426,7 +450,7 @@ def test_nobody_of_a_higher_priority_makes_room(before: Situation):
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_ids_are_valid_and_never_given_twice(before: Situation):
+def test_ids_are_valid_and_never_given_twice(before: Situation) -> None:
     decided = plan(before)
     ids = [spec.id for spec in decided.desired]
     assert len(ids) == len(set(ids))
@@ -436,7 +460,7 @@ def test_ids_are_valid_and_never_given_twice(before: Situation):
 
 @settings(max_examples=120, deadline=None)
 @given(situations())
-def test_carried_out_again_and_again_a_plan_comes_to_rest_and_then_changes_nothing(before: Situation):
+def test_carried_out_again_and_again_a_plan_comes_to_rest_and_then_changes_nothing(before: Situation) -> None:
     at_rest = before
     for _ in range(30):
         decided = plan(at_rest)
@@ -452,7 +476,7 @@ def test_carried_out_again_and_again_a_plan_comes_to_rest_and_then_changes_nothi
 
 @settings(max_examples=80, deadline=None)
 @given(situations())
-def test_the_order_in_which_workers_are_told_does_not_matter(before: Situation):
+def test_the_order_in_which_workers_are_told_does_not_matter(before: Situation) -> None:
     turned = msgspec.structs.replace(before, workers=before.workers[::-1], endpoints=before.endpoints[::-1])
     assert plan(turned).desired == plan(before).desired
 
@@ -547,7 +571,7 @@ class Machine:
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 10**6))
-def test_three_endpoints_on_two_cards_are_all_served_in_bounded_time(seed: int):
+def test_three_endpoints_on_two_cards_are_all_served_in_bounded_time(seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311 - a simulation, no secret
     ends = [endpoint(name, whole=True, promise=5_000, per_worker=4, max_workers=2) for name in "abc"]
     machine = Machine(ends, {"one": CARD, "two": CARD, HOST_MEMORY: 16_000})
@@ -563,7 +587,7 @@ def test_three_endpoints_on_two_cards_are_all_served_in_bounded_time(seed: int):
     assert max(machine.waits) < 60 + 2 * (5 + 2 + 10), "the starvation bound, then at most two turnovers"
 
 
-def test_an_endpoint_under_constant_load_does_not_starve_another_of_equal_priority():
+def test_an_endpoint_under_constant_load_does_not_starve_another_of_equal_priority() -> None:
     ends = [endpoint(name, whole=True, promise=5_000, per_worker=4) for name in "ab"]
     machine = Machine(ends, {"one": CARD, HOST_MEMORY: 16_000})
     for step in range(2_000):

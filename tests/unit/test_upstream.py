@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
@@ -43,6 +44,9 @@ class Client:
         self.takes = asyncio.Event()
         self.takes.set()
         self.blocked = asyncio.Event()
+
+    def has_some(self) -> bool:
+        return bool(self.body)
 
     async def send(self, message: dict[str, Any]) -> None:
         if not self.takes.is_set():
@@ -87,40 +91,40 @@ async def exchange(script: Script, seconds: float = SECONDS) -> tuple[Connection
 
 
 @pytest.mark.parametrize("raw", [PLAIN, CHUNKED])
-async def test_an_answer_with_a_length_or_in_chunks_is_whole_and_the_connection_stays(raw: bytes):
+async def test_an_answer_with_a_length_or_in_chunks_is_whole_and_the_connection_stays(raw: bytes) -> None:
     connection, body = await exchange(answering(raw))
     assert (connection.status, body) == (200, b"hello world")
     assert connection.reusable
 
 
-async def test_an_answer_that_ends_with_its_connection_is_whole_and_the_connection_is_not_used_again():
+async def test_an_answer_that_ends_with_its_connection_is_whole_and_the_connection_is_not_used_again() -> None:
     connection, body = await exchange(answering(UNTIL_CLOSE, close=True))
     assert (connection.status, body, connection.reusable) == (200, b"hello world", False)
 
 
-async def test_connection_close_is_heeded():
+async def test_connection_close_is_heeded() -> None:
     connection, body = await exchange(answering(PLAIN.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")))
     assert (body, connection.reusable) == (b"hello world", False)
 
 
-async def test_an_answer_without_a_body_is_whole():
+async def test_an_answer_without_a_body_is_whole() -> None:
     connection, body = await exchange(answering(b"HTTP/1.1 204 No Content\r\n\r\n"))
     assert (connection.status, body, connection.reusable) == (204, b"", True)
 
 
-async def test_informational_answers_before_the_real_one_are_passed_over():
+async def test_informational_answers_before_the_real_one_are_passed_over() -> None:
     first = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n"
     connection, body = await exchange(answering(first, PLAIN))
     assert (connection.status, body) == (200, b"hello world")
     assert [name for name, _ in connection.headers] == [b"content-type", b"content-length"]
 
 
-async def test_header_names_come_in_lower_case_and_trailers_do_not_come_at_all():
+async def test_header_names_come_in_lower_case_and_trailers_do_not_come_at_all() -> None:
     connection, _ = await exchange(answering(CHUNKED))
     assert connection.headers == [(b"transfer-encoding", b"chunked")]
 
 
-async def test_a_body_that_came_in_one_piece_with_its_head_is_seen_by_the_watcher():
+async def test_a_body_that_came_in_one_piece_with_its_head_is_seen_by_the_watcher() -> None:
     async with asked(answering(CHUNKED)) as connection:
         await connection.head(SECONDS)
         await wait_until_async(lambda: connection.done)
@@ -129,14 +133,14 @@ async def test_a_body_that_came_in_one_piece_with_its_head_is_seen_by_the_watche
         assert watcher.seen == client.body == b"hello world"
 
 
-async def test_a_body_is_read_whole_up_to_a_limit():
+async def test_a_body_is_read_whole_up_to_a_limit() -> None:
     for limit, body in ((100, b"hello world"), (4, b"hell")):
         async with asked(answering(CHUNKED)) as connection:
             await connection.head(SECONDS)
             assert await connection.read(SECONDS, limit) == body
 
 
-async def test_one_connection_serves_one_request_after_the_other():
+async def test_one_connection_serves_one_request_after_the_other() -> None:
     async with asked(answering(CHUNKED)) as connection:
         for _ in range(3):
             await connection.head(SECONDS)
@@ -160,15 +164,15 @@ async def test_one_connection_serves_one_request_after_the_other():
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nx",
     ],
 )
-async def test_what_is_not_http_is_called_so_and_the_connection_is_closed(raw: bytes):
+async def test_what_is_not_http_is_called_so_and_the_connection_is_closed(raw: bytes) -> None:
     async with asked(answering(raw)) as connection:
-        with pytest.raises(UpstreamMalformed):
+        with pytest.raises(UpstreamMalformed):  # noqa: PT012 - in the head or in the body
             await connection.head(SECONDS)
             await connection.pump(Client().send, SECONDS)
         await wait_until_async(lambda: connection.lost)
 
 
-async def test_a_header_without_end_is_cut_at_the_limit():
+async def test_a_header_without_end_is_cut_at_the_limit() -> None:
     sent = 0
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -187,7 +191,7 @@ async def test_a_header_without_end_is_cut_at_the_limit():
 
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n"])
-async def test_a_connection_closed_before_or_inside_the_head_is_told(raw: bytes):
+async def test_a_connection_closed_before_or_inside_the_head_is_told(raw: bytes) -> None:
     async with asked(answering(raw, close=True)) as connection:
         with pytest.raises(UpstreamClosed):
             await connection.head(SECONDS)
@@ -195,7 +199,7 @@ async def test_a_connection_closed_before_or_inside_the_head_is_told(raw: bytes)
 
 
 @pytest.mark.parametrize("raw", [PLAIN[:-4], CHUNKED[:-30], CHUNKED[:-2]])
-async def test_a_connection_closed_inside_the_body_is_told_and_what_came_was_forwarded(raw: bytes):
+async def test_a_connection_closed_inside_the_body_is_told_and_what_came_was_forwarded(raw: bytes) -> None:
     async with asked(answering(raw, close=True)) as connection:
         client = Client()
         await connection.head(SECONDS)
@@ -205,7 +209,7 @@ async def test_a_connection_closed_inside_the_body_is_told_and_what_came_was_for
         assert len(client.body) >= 5
 
 
-async def test_a_reset_connection_does_not_pass_for_the_end_of_an_answer_without_length():
+async def test_a_reset_connection_does_not_pass_for_the_end_of_an_answer_without_length() -> None:
     async with asked(answering(UNTIL_CLOSE)) as connection:
         await connection.head(SECONDS)
         connection.connection_lost(ConnectionResetError("reset by peer"))
@@ -214,13 +218,13 @@ async def test_a_reset_connection_does_not_pass_for_the_end_of_an_answer_without
 
 
 @pytest.mark.parametrize("raw", [b"", b"HTTP/1.1 200 OK\r\n"])
-async def test_silence_before_the_head_is_told_after_its_time(raw: bytes):
+async def test_silence_before_the_head_is_told_after_its_time(raw: bytes) -> None:
     async with asked(answering(raw)) as connection:
         with pytest.raises(UpstreamSilent, match=r"nothing came for 0\.05 s"):
             await connection.head(0.05)
 
 
-async def test_silence_inside_the_body_is_told_and_every_sign_of_life_begins_the_time_anew():
+async def test_silence_inside_the_body_is_told_and_every_sign_of_life_begins_the_time_anew() -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
@@ -237,7 +241,7 @@ async def test_silence_inside_the_body_is_told_and_every_sign_of_life_begins_the
         assert client.body == b"xxxxx"
 
 
-async def test_an_error_of_the_client_side_ends_the_pump():
+async def test_an_error_of_the_client_side_ends_the_pump() -> None:
     async def broken(message: dict[str, Any]) -> None:
         raise ConnectionAbortedError(f"no more: {message['type']}")
 
@@ -248,7 +252,7 @@ async def test_an_error_of_the_client_side_ends_the_pump():
 
 
 @pytest.mark.parametrize("pieces", [(PLAIN + PLAIN,), (PLAIN, PLAIN), (PLAIN + b"garbage",), (PLAIN, b"x")])
-async def test_a_second_answer_nobody_asked_for_spoils_the_connection(pieces: tuple[bytes, ...]):
+async def test_a_second_answer_nobody_asked_for_spoils_the_connection(pieces: tuple[bytes, ...]) -> None:
     async with asked(answering(*pieces)) as connection:
         client = Client()
         await connection.head(SECONDS)
@@ -257,7 +261,7 @@ async def test_a_second_answer_nobody_asked_for_spoils_the_connection(pieces: tu
         await wait_until_async(lambda: connection.lost or not connection.reusable)
 
 
-async def test_a_request_on_a_connection_that_was_closed_while_idle_fails_without_an_answer():
+async def test_a_request_on_a_connection_that_was_closed_while_idle_fails_without_an_answer() -> None:
     async with asked(answering(PLAIN, close=True)) as connection:
         await connection.head(SECONDS)
         await connection.pump(Client().send, SECONDS)
@@ -369,12 +373,13 @@ async def a_cancelled_pump_closes_the_engine_s_connection_even_while_the_client_
                 client.takes.clear()
             await connection.head(SECONDS)
             pump = asyncio.ensure_future(connection.pump(client.send, SECONDS))
-            await (client.blocked.wait() if stuck else wait_until_async(lambda client=client: client.body))
+            await (client.blocked.wait() if stuck else wait_until_async(client.has_some))
             pump.cancel()
             async with asyncio.timeout(SECONDS):
                 await asyncio.wait({pump})
                 assert pump.cancelled()
                 await pusher.broken.wait()
+            assert connection.transport is not None
             assert connection.lost or connection.transport.is_closing()
 
 
@@ -390,7 +395,7 @@ SCENARIOS = [
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_backpressure(
     loop: Callable[[], asyncio.AbstractEventLoop], scenario: Callable[[], Coroutine[Any, Any, None]]
-):
+) -> None:
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(scenario())
 
@@ -400,13 +405,13 @@ def test_backpressure(
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(raw) + 1) for place in places}), len(raw)]
-    return [raw[start:end] for start, end in zip(edges, edges[1:], strict=False) if end > start]
+    return [raw[start:end] for start, end in itertools.pairwise(edges) if end > start]
 
 
 @settings(max_examples=80, deadline=None)
 @given(st.sampled_from([PLAIN, CHUNKED, UNTIL_CLOSE]), st.lists(st.integers(0, 500), max_size=12))
 @example(CHUNKED, list(range(len(CHUNKED))))
-def test_an_answer_is_the_same_however_it_is_cut(raw: bytes, places: list[int]):
+def test_an_answer_is_the_same_however_it_is_cut(raw: bytes, places: list[int]) -> None:
     async def both() -> None:
         whole, body = await exchange(answering(raw, close=raw is UNTIL_CLOSE))
         pieces, same = await exchange(answering(*cut(raw, places), close=raw is UNTIL_CLOSE))
@@ -417,7 +422,7 @@ def test_an_answer_is_the_same_however_it_is_cut(raw: bytes, places: list[int]):
 
 @settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", PLAIN[:40], CHUNKED[:50], PLAIN]))
-def test_whatever_an_engine_says_is_an_answer_or_a_known_error(noise: bytes, before: bytes):
+def test_whatever_an_engine_says_is_an_answer_or_a_known_error(noise: bytes, before: bytes) -> None:
     async def once() -> None:
         with contextlib.suppress(UpstreamError):
             await exchange(answering(before + noise, close=True), seconds=1.0)

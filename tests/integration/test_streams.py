@@ -1,0 +1,245 @@
+"""Answers on their way: heartbeats while a worker loads, bytes unchanged, every route, readers that stall."""
+
+import contextlib
+import re
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.engine_simulator.configuration import Simulation
+from tests.support.raw_http import RawConnection, dechunked
+from tests.support.stack import ADMIN_KEY, CLIENT_SECONDS, Stack, chat, running_stack
+from tests.support.waiting import DeadlineMissedError, wait_until
+
+CHAT = "/v1/chat/completions"
+SETTINGS = {"HOSTLER_STREAM_GRACE_SECONDS": "0.3", "HOSTLER_HEARTBEAT_SECONDS": "0.3", "HOSTLER_STALL_SECONDS": "60"}
+MIB = 1024 * 1024
+STALLED_MIB = 100
+RSS_GROWTH_MIB = 10
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running_stack(SETTINGS) as started:
+        started.endpoint("writer", Simulation(answer_tokens=20), per_worker=64)
+        started.endpoint("reader", Simulation(kind="embed"), per_worker=64)
+        yield started
+
+
+@contextlib.contextmanager
+def engine_of(stack: Stack, name: str) -> Iterator[httpx.Client]:
+    """A client on the socket of an endpoint's engine, past the gateway."""
+    worker = stack.status(name)["workers"][0]["id"]
+    transport = httpx.HTTPTransport(uds=str(stack.run / "engines" / worker / "engine.sock"))
+    with httpx.Client(transport=transport, base_url="http://engine", timeout=CLIENT_SECONDS) as client:
+        yield client
+
+
+# while a worker loads
+
+
+def test_a_stream_for_a_loading_endpoint_is_kept_alive_and_then_served(stack: Stack) -> None:
+    stack.endpoint("slow", Simulation(load_seconds=1.5))
+    began = time.monotonic()
+    with stack.client.stream("POST", CHAT, json=chat("slow", stream=True)) as answer:
+        assert answer.status_code == 200
+        assert time.monotonic() - began < 1.5, "the headers come before the worker"
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        assert answer.headers["cache-control"] == "no-cache"
+        assert answer.headers["x-accel-buffering"] == "no"
+        assert answer.headers["x-request-id"]
+        lines = list(answer.iter_lines())
+    beats = [line for line in lines if line.startswith(": loading slow")]
+    assert len(beats) >= 2
+    assert lines.index(beats[-1]) < next(n for n, line in enumerate(lines) if line.startswith("data: "))
+    assert [line for line in lines if line][-1] == "data: [DONE]"
+    stack.client.delete("/api/endpoints/slow")
+
+
+def test_a_heartbeat_tells_the_time_left_once_a_load_was_seen(stack: Stack) -> None:
+    stack.endpoint("again", Simulation(load_seconds=1.5))
+    stack.client.post(CHAT, json=chat("again")).raise_for_status()
+    stack.client.post("/api/endpoints/again/stop").raise_for_status()
+    stack.wait_for_state("again", "cold")
+    text = stack.client.post(CHAT, json=chat("again", stream=True)).text
+    assert re.search(r"^: loading again, about \d+ s left$", text, re.MULTILINE), text[:300]
+    stack.client.delete("/api/endpoints/again")
+
+
+def test_a_request_without_a_stream_waits_as_long_as_it_says_and_learns_when_to_come_back(stack: Stack) -> None:
+    stack.endpoint("late", Simulation(load_seconds=3))
+    began = time.monotonic()
+    answer = stack.client.post(CHAT, json=chat("late"), headers={"x-hostler-timeout": "0.5"})
+    took = time.monotonic() - began
+    assert answer.status_code == 503
+    assert 0.5 <= took < 2
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.json()["error"]["code"] == "no_worker"
+    assert "late" in answer.json()["error"]["message"]
+    # the load was not for this request alone: it goes on
+    stack.wait_for_state("late", "hot")
+    stack.client.delete("/api/endpoints/late")
+
+
+def test_a_stream_that_waited_too_long_ends_with_an_error_event(stack: Stack) -> None:
+    stack.endpoint("later", Simulation(load_seconds=3))
+    text = stack.client.post(CHAT, json=chat("later", stream=True), headers={"x-hostler-timeout": "1"}).text
+    assert ": loading later" in text
+    assert '"code":"no_worker"' in text
+    stack.client.delete("/api/endpoints/later")
+
+
+# bytes
+
+
+def without_ids(data: bytes) -> bytes:
+    """Without what differs from one answer to the next: its id and its time."""
+    data = re.sub(rb'"id":"(chatcmpl|cmpl|msg|resp)[-_][0-9a-f]+"', b'"id":""', data)
+    data = re.sub(rb'"(created|created_at)":\d+', b"", data)
+    return re.sub(rb"(resp|msg)_[0-9a-f]+", b"", data)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat("writer", stream=True, stream_options={"include_usage": True})),
+        ("/v1/completions", {"model": "writer", "prompt": "hello", "stream": True}),
+        ("/v1/responses", {"model": "writer", "input": "hello", "stream": True}),
+        ("/v1/messages", {**chat("writer"), "max_tokens": 9, "stream": True}),
+        (CHAT, chat("writer")),
+    ],
+    ids=["chat", "completions", "responses", "messages", "json"],
+)
+def test_the_bytes_are_the_engines_own(stack: Stack, path: str, body: dict[str, Any]) -> None:
+    stack.client.post(path, json=body)  # both find the same prefix cache
+    through = stack.client.post(path, json=body)
+    with engine_of(stack, "writer") as engine:
+        direct = engine.post(path, json=body)
+    assert through.status_code == direct.status_code == 200
+    assert without_ids(through.content) == without_ids(direct.content)
+    assert through.headers["content-type"] == direct.headers["content-type"]
+    if body.get("stream"):
+        assert through.headers["cache-control"] == "no-cache"
+        assert through.headers["x-accel-buffering"] == "no"
+
+
+# routes
+
+WRITER, READER = {"model": "writer"}, {"model": "reader"}
+ROUTES: list[tuple[str, dict[str, Any], str]] = [
+    (CHAT, chat("writer"), "choices"),
+    ("/v1/completions", {**WRITER, "prompt": "hello"}, "choices"),
+    ("/v1/responses", {**WRITER, "input": "hello"}, "output"),
+    ("/v1/messages", {**chat("writer"), "max_tokens": 9}, "content"),
+    ("/v1/messages/count_tokens", chat("writer"), "input_tokens"),
+    ("/tokenize", {**WRITER, "prompt": "hello"}, "tokens"),
+    ("/detokenize", {**WRITER, "tokens": [104, 101]}, "prompt"),
+    ("/v1/embeddings", {**READER, "input": "hello"}, "data"),
+    ("/v1/rerank", {**READER, "query": "q", "documents": ["a", "b"]}, "results"),
+    ("/v1/score", {**READER, "text_1": "a", "text_2": "b"}, "data"),
+    ("/v1/pooling", {**READER, "input": "hello"}, "data"),
+    ("/v1/classify", {**READER, "input": "hello"}, "data"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "field"), ROUTES, ids=[route[0] for route in ROUTES])
+def test_every_inference_route_is_forwarded(stack: Stack, path: str, body: dict[str, Any], field: str) -> None:
+    answer = stack.client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    assert field in answer.json()
+    assert answer.headers["x-hostler-worker"].startswith(body["model"])
+
+
+@pytest.mark.parametrize("path", ["/v1/audio/transcriptions", "/v1/audio/translations"])
+@pytest.mark.parametrize("first", ["model", "file"])
+def test_audio_is_forwarded_as_the_form_it_came_in(stack: Stack, path: str, first: str) -> None:
+    parts: list[tuple[str, Any]] = [("model", (None, "writer")), ("file", ("a.wav", b"\x00\xff\r\n--RIFF" * 999))]
+    answer = stack.client.post(path, files=sorted(parts, key=lambda part: part[0] != first))
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"]
+
+
+def test_a_response_is_fetched_and_cancelled_at_the_worker_that_made_it(stack: Stack) -> None:
+    made = stack.client.post("/v1/responses", json={"model": "writer", "input": "hello"})
+    path = f"/v1/responses/{made.json()['id']}"
+    fetched = stack.client.get(path)
+    assert (fetched.status_code, fetched.json()["id"]) == (200, made.json()["id"])
+    assert fetched.headers["x-hostler-worker"] == made.headers["x-hostler-worker"]
+    cancelled = stack.client.post(f"{path}/cancel")
+    assert (cancelled.status_code, cancelled.json()["error"]["type"]) == (400, "BadRequestError")
+
+
+# a reader that stalls
+
+
+def rss_mib(pid: int) -> float:
+    """Resident memory of a process."""
+    [line] = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+class PouringEngine:
+    """Stands in at a worker's socket: answers one request with a stream of 100 MiB, as fast as it is taken."""
+
+    EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"a" * 65_400 + b'"}}]}\n\n'
+    EVENTS = STALLED_MIB * MIB // len(EVENT)
+    END = b"data: [DONE]\n\n"
+
+    def __init__(self, path: Path) -> None:
+        self.written = 0
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.bind(str(path))
+        self._socket.listen(1)
+        self._socket.settimeout(CLIENT_SECONDS)
+
+    def serve(self) -> None:
+        """Answer one request."""
+        peer, _ = self._socket.accept()
+        with peer:
+            peer.settimeout(CLIENT_SECONDS)
+            while not peer.recv(65_536).endswith(b"}"):
+                pass
+            peer.sendall(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(self.EVENTS):
+                peer.sendall(b"%x\r\n%s\r\n" % (len(self.EVENT), self.EVENT))
+                self.written += len(self.EVENT)
+            peer.sendall(b"%x\r\n%s\r\n0\r\n\r\n" % (len(self.END), self.END))
+
+    def is_held_up(self) -> bool:
+        """Whether nobody has taken anything for a quarter of a second."""
+        before = self.written
+        with contextlib.suppress(DeadlineMissedError):
+            wait_until(lambda: self.written > before, "more is taken", seconds=0.25)
+        return 0 < self.written == before
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()
+
+
+def test_a_reader_that_stalls_holds_up_the_engine_and_not_the_gateways_memory(stack: Stack) -> None:
+    stack.endpoint("pouring")
+    stack.client.post("/api/endpoints/pouring/start").raise_for_status()
+    worker = stack.wait_for_state("pouring", "hot")["workers"][0]["id"]
+    path = stack.run / "engines" / worker / "engine.sock"
+    path.unlink()
+    assert stack.gateway is not None
+    with contextlib.closing(PouringEngine(path)) as engine, ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(engine.serve)
+        before = rss_mib(stack.gateway.pid)
+        with RawConnection(stack.port) as raw:
+            raw.post(CHAT, chat("pouring", stream=True), ADMIN_KEY, "connection: close")
+            wait_until(engine.is_held_up, "the engine is held up", seconds=CLIENT_SECONDS)
+            assert engine.written < STALLED_MIB * MIB / 2
+            assert rss_mib(stack.gateway.pid) - before <= RSS_GROWTH_MIB
+            received = raw.read_to_end()
+        serving.result(CLIENT_SECONDS)
+    assert dechunked(received.partition(b"\r\n\r\n")[2]) == engine.EVENT * engine.EVENTS + engine.END
+    assert rss_mib(stack.gateway.pid) - before <= RSS_GROWTH_MIB
+    stack.client.delete("/api/endpoints/pouring")

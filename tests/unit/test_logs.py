@@ -1,0 +1,62 @@
+"""No credential gets into the log."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.access.credentials import mint
+from gateway.logs import redact
+from tests.support.processes import running
+
+SCRIPT = """
+import logging, sys
+import structlog
+from gateway import logs
+logs.set_up("info", sys.argv[1])
+log = structlog.get_logger("test")
+log.info("request", header="Bearer hst_abcdefgh", path="/v1", number=1)
+log.debug("too quiet")
+logging.getLogger("uvicorn.error").warning("from the library: %s", "Bearer hst_abcdefgh")
+try:
+    raise ValueError("with hst_abcdefgh inside")
+except ValueError:
+    log.exception("failed")
+"""
+
+
+def redacted(text: str) -> str:
+    return str(redact(None, "info", {"event": "x", "value": text})["value"])
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic", "BASIC"])
+def test_what_stands_behind_a_scheme_is_removed_in_any_spelling(scheme: str) -> None:
+    assert redacted(f"authorization: {scheme} c2VjcmV0OnNlY3JldA==") == "authorization: [redacted]"
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_a_key_is_removed_wherever_it_stands(before: str, after: str) -> None:
+    _, key = mint()
+    assert key not in redacted(f"{before} {key} {after}")
+
+
+def test_everything_else_stays_as_it_is() -> None:
+    event = {"event": "a request", "number": 7, "nothing": None, "text": "basically a bear"}
+    assert redact(None, "info", dict(event)) == event
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_our_lines_and_the_libraries_lines_come_in_one_form_without_keys(form: str) -> None:
+    with running([sys.executable, "-c", SCRIPT, form]) as process:
+        assert process.wait() == 0
+        printed = process.output
+    assert "hst_abcdefgh" not in printed
+    assert "too quiet" not in printed
+    assert printed.count("[redacted]") == 3
+    if form == "json":
+        lines = [json.loads(line) for line in printed.splitlines()]
+        assert [line["level"] for line in lines] == ["info", "warning", "error"]
+        assert all(line["timestamp"].endswith("Z") for line in lines)
+        assert "ValueError" in lines[2]["exception"]

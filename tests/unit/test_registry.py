@@ -1,0 +1,170 @@
+"""Endpoints in memory and in a real database file."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.database.connection import Database
+from gateway.endpoints.models import ModelsFolder
+from gateway.endpoints.registry import Registry, near_names
+from gateway.endpoints.store import EndpointStore
+from gateway.endpoints.types import EndpointSpec
+from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
+from worker_manager.contract import HostFacts
+
+HOST = HostFacts(launcher="process", device="cpu", memory_total_mib=64_000)
+
+
+def everybody(_name: str) -> bool:
+    return True
+
+
+def spec(name: str, **fields: Any) -> EndpointSpec:
+    return msgspec.convert({"name": name, "model": "local/tiny", **fields}, EndpointSpec)
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    opened = await Database.open(tmp_path / "data")
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "local" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+async def registry(database: Database, models: Path) -> Registry:
+    return await opened(database, models)
+
+
+async def opened(database: Database, models: Path) -> Registry:
+    made = Registry(EndpointStore(database), ModelsFolder(models), 512)
+    await made.load()
+    return made
+
+
+async def register(registry: Registry, name: str, **fields: Any) -> EndpointSpec:
+    return (await registry.add(registry.checked(spec(name, **fields), HOST))).spec
+
+
+async def test_an_endpoint_is_found_by_its_name_and_its_aliases_before_and_after_a_restart(
+    registry: Registry, database: Database, models: Path
+) -> None:
+    await register(registry, "Org/Qwen", aliases=["gpt-4", "small"], engine_args={"max-num-seqs": 8})
+    again = await opened(database, models)
+    for one in (registry, again):
+        assert one.resolve("small", everybody) == one.resolve("Org/Qwen", everybody) == one.get("Org/Qwen").spec
+        assert one.get("Org/Qwen").spec.gpus == 0, "what depended on the machine was filled in"
+        assert [endpoint.spec.name for endpoint in one.all()] == ["Org/Qwen"]
+
+
+@pytest.mark.parametrize("fields", [{"name": "a"}, {"name": "b"}, {"name": "c", "aliases": ["b"]}])
+async def test_a_name_that_is_taken_as_name_or_alias_is_refused_and_changes_nothing(
+    registry: Registry, fields: dict[str, Any]
+) -> None:
+    await register(registry, "a", aliases=["b"])
+    with pytest.raises(Conflict, match="is taken by"):
+        await register(registry, **fields)
+    assert [endpoint.spec.name for endpoint in registry.all()] == ["a"]
+
+
+async def test_two_that_register_one_name_at_once_do_not_both_succeed(registry: Registry) -> None:
+    first, second = registry.checked(spec("a"), HOST), registry.checked(spec("a", max_workers=3), HOST)
+    await registry.add(first)
+    with pytest.raises(Conflict, match="There is an endpoint 'a' already"):
+        await registry.add(second)
+    assert registry.get("a").spec == first
+
+
+async def test_an_unknown_name_is_answered_with_near_ones(registry: Registry) -> None:
+    with pytest.raises(UnknownModel, match="none is registered yet"):
+        registry.resolve("qwen", everybody)
+    await register(registry, "qwen3-8b", aliases=["chat"])
+    with pytest.raises(UnknownModel, match="Did you mean 'qwen3-8b'") as caught:
+        registry.resolve("qwen3-9b", everybody)
+    assert caught.value.param == "model"
+    with pytest.raises(NotFound, match="Did you mean 'qwen3-8b'"):
+        registry.get("qwen3")
+    with pytest.raises(UnknownModel, match="There is: 'chat', 'qwen3-8b'"):
+        registry.resolve("zzz", everybody)
+
+
+async def test_an_endpoint_the_key_may_not_use_does_not_exist_for_it(registry: Registry) -> None:
+    await register(registry, "secret-model", aliases=["secret-alias"])
+    for name in ("secret-model", "secret-alias", "secret-modem"):
+        with pytest.raises(UnknownModel) as caught:
+            registry.resolve(name, lambda _name: False)
+        assert "Did you mean" not in caught.value.message
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    assert near_names("zzz", [f"name-{number:02}" for number in range(12)]).endswith("'name-09', …")
+
+
+async def test_a_change_keeps_what_it_does_not_name(registry: Registry, database: Database, models: Path) -> None:
+    await register(registry, "a", aliases=["b"], max_workers=3)
+    changed = registry.merged("a", {"per_worker": 5, "aliases": ["c"]}, HOST)
+    await registry.replace(changed)
+    again = await opened(database, models)
+    for one in (registry, again):
+        assert (one.get("a").spec.max_workers, one.get("a").spec.per_worker) == (3, 5)
+        assert one.resolve("c", everybody).name == "a"
+        with pytest.raises(UnknownModel):
+            one.resolve("b", everybody)
+    assert registry.get("a").created_at == again.get("a").created_at
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [{"name": "other"}, {"max_workers": 0}, {"max_workers": "many"}, {"unknown": 1}, {"min_workers": 9}, {"gpus": 1}],
+    ids=str,
+)
+async def test_a_change_that_does_not_fit_is_refused_and_changes_nothing(
+    registry: Registry, patch: dict[str, Any]
+) -> None:
+    before = await register(registry, "a")
+    with pytest.raises(BadRequest):
+        registry.merged("a", patch, HOST)
+    assert registry.get("a").spec == before
+
+
+async def test_a_change_may_keep_its_own_names_but_take_nobody_elses(registry: Registry) -> None:
+    await register(registry, "a", aliases=["b"])
+    await register(registry, "c")
+    assert registry.merged("a", {"aliases": ["b", "d"]}, HOST).aliases == ("b", "d")
+    with pytest.raises(Conflict):
+        registry.merged("a", {"aliases": ["c"]}, HOST)
+    with pytest.raises(NotFound):
+        registry.merged("nobody", {}, HOST)
+
+
+async def test_a_deleted_endpoint_frees_all_its_names(registry: Registry, database: Database, models: Path) -> None:
+    await register(registry, "a", aliases=["b"])
+    await registry.remove("a")
+    assert (await opened(database, models)).all() == []
+    await register(registry, "b", aliases=["a"])
+    with pytest.raises(NotFound):
+        await registry.remove("a")
+
+
+async def test_a_row_that_cannot_be_read_harms_only_itself(
+    registry: Registry, database: Database, models: Path
+) -> None:
+    await register(registry, "good")
+    async with database.transaction() as write:
+        for name, stored in (("future", '{"name":"future","model":"local/tiny","novel":1}'), ("odd", "[]")):
+            await write.execute("INSERT INTO endpoints VALUES (?, ?, 0, 0)", (name, stored))
+    again = await opened(database, models)
+    assert [endpoint.spec.name for endpoint in again.all()] == ["good"]
+    with pytest.raises(Conflict):
+        await register(again, "future")
+    assert len(await database.rows("SELECT * FROM endpoints")) == 3

@@ -20,7 +20,7 @@ from tests.support.stack import Stack, running_stack
 
 START_SECONDS = 280
 """The longest a request may wait for its engine's start."""
-CHAT = {"engine_args": {"enforce-eager": True, "max-num-seqs": 8}, "max_model_len": 1024}
+CHAT = {"engine_args": {"enforce-eager": True, "max-num-seqs": 8}, "max_model_len": 4096}
 """How a tiny model is served: nothing to compile, little to allocate."""
 EMBEDDING = {"engine_args": {"enforce-eager": True, "max-num-seqs": 8}, "max_model_len": 512}
 LOG_CHARACTERS = 10_000

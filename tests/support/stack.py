@@ -67,8 +67,9 @@ class Stack(Hostler):
 
     def start(self) -> "Stack":
         """Start both and wait until inference can go on."""
-        self.start_manager()
-        self.start_gateway()
+        self.manager = RunningProcess(python_module("worker_manager"), self.env)
+        self.start_gateway()  # beside the manager's start: each waits for the other as long as it takes
+        self.manager.wait_for_socket(self.run / "manager" / "manager.sock", START_SECONDS)
         wait_until(self.is_ready, "the gateway is ready")
         return self
 

@@ -11,6 +11,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
 from gateway.access.keyring import Keyring
+from gateway.bodies import decoded
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
@@ -28,15 +29,7 @@ Body = TypeVar("Body")
 
 async def read(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
     """The request's JSON body as this type. Raises BadRequest with the field that does not fit."""
-    body = await request.body()
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as problem:
-        raise BadRequest(f"The body does not fit: {problem}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"The body is not JSON: {problem}") from None
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply") from None
+    return decoded(msgspec.json.Decoder(kind).decode, await request.body())
 
 
 def needs(scope: Scope) -> Guard:

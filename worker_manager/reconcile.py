@@ -345,9 +345,7 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
     first = ready_seconds > 0 and len(deaths) == 1
     delay = 0.0 if first else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
-    return msgspec.structs.replace(
-        waiting, since=now, retry_at=now + delay, failure=failure, restarts=len(deaths)
-    )
+    return msgspec.structs.replace(waiting, since=now, retry_at=now + delay, failure=failure, restarts=len(deaths))
 
 
 def backoff_seconds(worker: str, deaths: int) -> float:

@@ -4,6 +4,7 @@ import re
 
 import msgspec
 
+from gateway.bodies import decoded
 from gateway.errors import BadRequest
 
 FORM_FIELD = re.compile(
@@ -41,14 +42,7 @@ def peek(body: bytes, content_type: bytes) -> tuple[str, bool]:
 def _peek_json(body: bytes) -> Peek:
     if not body:
         raise BadRequest("The body is empty: send a JSON object with the field 'model'")
-    try:
-        return _decode(body)
-    except msgspec.ValidationError as problem:
-        raise BadRequest(f"The body does not fit: {problem}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise BadRequest(f"The body is not JSON: {problem}") from None
-    except RecursionError:
-        raise BadRequest("The body is nested too deeply") from None
+    return decoded(_decode, body)
 
 
 def _peek_form(body: bytes) -> Peek:

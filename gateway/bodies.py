@@ -1,0 +1,22 @@
+"""JSON bodies as structs, and what to say of one that is not. Pure."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from gateway.errors import BadRequest
+
+T = TypeVar("T")
+
+
+def decoded(decode: Callable[[bytes], T], body: bytes) -> T:
+    """What this msgspec decoder makes of a body. Raises BadRequest with the field that does not fit."""
+    try:
+        return decode(body)
+    except msgspec.ValidationError as problem:
+        raise BadRequest(f"The body does not fit: {problem}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise BadRequest(f"The body is not JSON: {problem}") from None
+    except RecursionError:
+        raise BadRequest("The body is nested too deeply") from None

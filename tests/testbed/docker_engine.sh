@@ -8,14 +8,16 @@ docker version -f '{{.Server.Version}}' >/dev/null 2>&1 && exit 0
 install_packages() {
   local mirror suite=()
   export DEBIAN_FRONTEND=noninteractive
-  if ! grep -q '^VERSION_CODENAME=trixie' /etc/os-release; then
+  apt-get update -qq
+  # asked of apt and not of /etc/os-release: that file moves to the next release with the packages installed from there
+  if ! apt-cache show docker-buildx >/dev/null 2>&1; then
     # the mirror this machine already uses, with the next release's suite beside its own, at low priority
     mirror=$( (grep -rhoE 'https?://[^ ]+/debian/?( |$)' /etc/apt/sources.list /etc/apt/sources.list.d/*.sources 2>/dev/null || true) | tr -d ' ' | awk 'NR==1')
     echo "deb $mirror trixie main" > /etc/apt/sources.list.d/trixie.list
     printf 'Package: *\nPin: release n=trixie\nPin-Priority: 100\n' > /etc/apt/preferences.d/trixie
     suite=(-t trixie)
+    apt-get update -qq
   fi
-  apt-get update -qq
   apt-get install -y -qq iptables iproute2 debootstrap gcc libc6-dev >/dev/null
   apt-get install -y -qq "${suite[@]}" docker.io docker-cli docker-compose docker-buildx >/dev/null
 }

@@ -22,7 +22,7 @@ MOMENTS = 5
 """Arrivals with a pause between them, at the least."""
 PAUSE_SECONDS = 0.002
 SPREAD_SECONDS = 0.2
-TRIES = 5
+TRIES = 10
 """vLLM and whoever reads share few cores, and now and then one of them does not get to run for seconds. What gathered
 chunks on their way would do so at every try."""
 

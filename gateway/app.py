@@ -55,7 +55,7 @@ class Gateway:
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.registry = Registry(EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib)
         self.demand = Demand(settings.engines_folder().absolute(), settings.max_waiting)
-        self.catalogue = Catalogue(self.registry, self.demand)
+        self.catalogue = Catalogue(self.registry)
         self.manager = ManagerClient(settings.manager_socket())
         self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
         self.pool = Pool(settings.connect_seconds)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from gateway.endpoints.registry import Registry
 from gateway.endpoints.status import EndpointStatus, WorkerView
 from gateway.endpoints.types import EndpointSpec, ModelFacts
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, sentences
 from gateway.memory import cpu_need, gpu_need
-from gateway.scheduling.demand import Demand, sentences
+from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.types import WantedEndpoint
 from worker_manager.contract import (
@@ -27,9 +27,8 @@ FACTS_SECONDS = 2.0
 class Catalogue:
     """Knows every endpoint's worker template and promise."""
 
-    def __init__(self, registry: Registry, demand: Demand, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
         self._registry = registry
-        self._demand = demand
         self._clock = clock
         self._facts: dict[tuple[str, str | None], tuple[float, ModelFacts | None, str]] = {}
 
@@ -58,7 +57,6 @@ class Catalogue:
         facts, why = self.facts(spec)
         gpus = spec.gpus or 0
         promise = round(spec.gpu_memory_gib * 1024) if spec.gpu_memory_gib is not None else None
-        queue = self._demand.queues.get(spec.name)
         return WantedEndpoint(
             name=spec.name,
             template=template(spec, facts, promise) if facts is not None else None,
@@ -71,7 +69,6 @@ class Catalogue:
             per_worker=spec.per_worker,
             idle_seconds=spec.idle_seconds,
             priority=spec.priority,
-            stopped=queue.stopped if queue is not None else False,
         )
 
     def host_promises(self) -> dict[str, int]:
@@ -83,13 +80,11 @@ class Catalogue:
         """`per_worker` of each endpoint."""
         return {endpoint.spec.name: endpoint.spec.per_worker for endpoint in self._registry.all()}
 
-    def download_of(self, spec: EndpointSpec, downloads: tuple[Download, ...]) -> Download | None:
-        """The last download of an endpoint's model."""
-        revision = spec.revision or "main"
-        for download in downloads:
-            if download.model == spec.model and download.revision == revision:
-                return download
-        return None
+
+def download_of(spec: EndpointSpec, downloads: tuple[Download, ...]) -> Download | None:
+    """The download of an endpoint's model, if there is one."""
+    wanted = (spec.model, spec.revision or "main")
+    return next((download for download in downloads if (download.model, download.revision) == wanted), None)
 
 
 def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> WorkerSpec:
@@ -163,7 +158,7 @@ class EndpointStatuses:
             (worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None
         )
         if failed is not None:
-            return "failed", sentences(failed)
+            return "failed", sentences(failed.message, failed.hint)
         facts, why = self._catalogue.facts(spec)
         if facts is None:
             return self._state_of_download(spec, observed, why)
@@ -172,12 +167,12 @@ class EndpointStatuses:
         return "cold", self._why_waiting(spec.name)
 
     def _state_of_download(self, spec: EndpointSpec, observed: ObservedSet | None, why: str) -> tuple[str, str]:
-        download = self._catalogue.download_of(spec, observed.downloads if observed else ())
+        download = download_of(spec, observed.downloads if observed else ())
         if download is not None and download.state is DownloadState.RUNNING:
             total = f" of {download.bytes_total}" if download.bytes_total is not None else ""
             return "downloading", f"{download.bytes_done}{total} bytes are here"
         if download is not None and download.failure is not None:
-            return "failed", sentences(download.failure)
+            return "failed", sentences(download.failure.message, download.failure.hint)
         return "cold", why
 
     def _why_waiting(self, name: str) -> str:

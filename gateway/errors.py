@@ -205,3 +205,9 @@ def error_body(message: str, kind: str, code: str, param: str | None = None) -> 
     """The one error shape, as JSON bytes."""
     body: dict[str, Any] = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return msgspec.json.encode(body)
+
+
+def sentences(message: str, hint: str) -> str:
+    """What happened and what to do, each as a sentence of its own; an empty one is left out."""
+    parts = (part.strip().rstrip(".") for part in (message, hint))
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)

@@ -6,7 +6,7 @@ from typing import TypeVar
 import httpx
 import msgspec
 
-from gateway.errors import ManagerUnavailable
+from gateway.errors import ManagerUnavailable, sentences
 from worker_manager.contract import (
     Accepted,
     DesiredSet,
@@ -33,15 +33,13 @@ class ManagerRefused(Exception):
 
     def sentences(self) -> str:
         """What the manager says and advises, as one or two sentences."""
-        parts = (part.strip().rstrip(".") for part in (self.refusal.message, self.refusal.hint))
-        return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
+        return sentences(self.refusal.message, self.refusal.hint)
 
 
 class ManagerClient:
     """Speaks to one manager. Every method raises ManagerUnavailable if it can't be reached, ManagerRefused on a no."""
 
     def __init__(self, socket: Path) -> None:
-        self._socket = socket
         self._client = httpx.AsyncClient(
             transport=httpx.AsyncHTTPTransport(uds=str(socket)), base_url="http://manager", timeout=CALL_SECONDS
         )

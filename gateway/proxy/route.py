@@ -90,7 +90,7 @@ class InferenceEntry:
 
     async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
-        call = Call(scope, send, INFERENCE_ROUTES.get(scope["path"].rstrip("/") or "/", RESPONSES))
+        call = Call(scope, send, INFERENCE_ROUTES.get(scope["path"], RESPONSES))
         error: GatewayError | None = None
         try:
             await self._answer(call, receive)

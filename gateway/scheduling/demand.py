@@ -2,7 +2,7 @@
 
 One owner of all counts. A request asks for a lease; it gets the ready worker of its endpoint with the fewest requests
 in flight, or waits in the endpoint's queue, oldest first. Every lease that is given comes back, whatever happens to
-the request, because it is only held inside `async with`.
+the request, because whoever asks for one gives it back in a `finally`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.errors import EndpointFailed, GatewayError, NoWorker, TooManyRequests
+from gateway.errors import EndpointFailed, GatewayError, NoWorker, TooManyRequests, sentences
 from gateway.scheduling.types import RETRY_FAILED_SECONDS
 from worker_manager.contract import Failure, ObservedWorker, WorkerState
 
@@ -24,7 +24,6 @@ class Slot:
     def __init__(self, worker: ObservedWorker, socket: Path, now: float) -> None:
         self.id = worker.spec.id
         self.endpoint = worker.spec.endpoint
-        self.names = worker.spec.served_names
         self.incarnation = _incarnation(worker)
         self.socket = socket
         self.state = worker.state
@@ -41,7 +40,7 @@ class Slot:
 
 
 class Lease:
-    """The right to send one request to one worker; an async context manager's value."""
+    """The right to send one request to one worker; `Demand.release` takes it back."""
 
     def __init__(self, slot: Slot, waited: float) -> None:
         self.slot = slot
@@ -269,7 +268,7 @@ class Demand:
             self._release_slot(waiter.granted.result())
 
     def release(self, lease: Lease) -> None:
-        """Give a lease back."""
+        """Take a lease back."""
         self._release_slot(lease.slot)
 
     def _release_slot(self, slot: Slot) -> None:
@@ -353,15 +352,9 @@ def _is_hopeless(worker: ObservedWorker) -> bool:
     return worker.state is WorkerState.FAILED or tried_again
 
 
-def sentences(failure: Failure) -> str:
-    """A diagnosis as one or two sentences."""
-    parts = (part.strip().rstrip(".") for part in (failure.message, failure.hint))
-    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
-
-
 def endpoint_failed(endpoint: str, failure: Failure, since: float, now: float) -> EndpointFailed:
     """The refusal of a request to an endpoint whose worker failed: the diagnosis, and when to try again."""
     return EndpointFailed(
-        f"The endpoint '{endpoint}' cannot be served: {sentences(failure)}",
+        f"The endpoint '{endpoint}' cannot be served: {sentences(failure.message, failure.hint)}",
         retry_after=max(1.0, RETRY_FAILED_SECONDS - (now - since)),
     )

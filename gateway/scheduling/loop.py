@@ -16,7 +16,7 @@ import structlog
 from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.memory import cards
-from gateway.scheduling.demand import Demand, Slot
+from gateway.scheduling.demand import Demand
 from gateway.scheduling.planner import plan
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (
@@ -202,8 +202,9 @@ class Scheduler:
         queue = self._demand.queues.get(endpoint.name)
         if queue is None:
             return endpoint
-        return _replace(
+        return msgspec.structs.replace(
             endpoint,
+            stopped=queue.stopped,
             in_flight=self._demand.in_flight(endpoint.name),
             waiting=len(queue.waiters),
             waiting_since=queue.waiters[0].since if queue.waiters else None,
@@ -220,7 +221,7 @@ class Scheduler:
                 state=worker.state,
                 since=worker.since,
                 in_flight=slot.in_flight if slot else 0,
-                last_used=_last_used(slot, worker.since),
+                last_used=slot.last_used if slot else worker.since,
                 draining=worker.spec.id in self._draining,
             )
         if (
@@ -245,11 +246,3 @@ class Scheduler:
         fresh = DesiredSet(generation=generation, workers=desired)
         accepted = await self._manager.set_desired(fresh)
         self._sent, self._taken_by = fresh, accepted.manager
-
-
-def _last_used(slot: Slot | None, since: float) -> float:
-    return max(slot.last_used, 0.0) if slot else since
-
-
-def _replace(endpoint: WantedEndpoint, **changes: object) -> WantedEndpoint:
-    return msgspec.structs.replace(endpoint, **changes)

@@ -43,13 +43,14 @@ def stack(hub: HubServer) -> Iterator[ComposeStack]:
 
 
 def jobs(stack: ComposeStack) -> list[dict[str, Any]]:
-    """`docker inspect` of every download job."""
-    return [found for found in stack.project.workers() if found["Config"]["Labels"]["dev.hostler.kind"] == "job"]
+    """`docker inspect` of every download job that has not ended."""
+    found = [one for one in stack.project.workers() if one["Config"]["Labels"]["dev.hostler.kind"] == "job"]
+    return [one for one in found if one["State"]["Running"]]
 
 
-def downloads(stack: ComposeStack) -> list[dict[str, Any]]:
-    listed: list[dict[str, Any]] = stack.client.get("/api/downloads").json()
-    return listed
+def downloads(stack: ComposeStack, model: str) -> list[dict[str, Any]]:
+    """What is told of one model's downloads; the tests of this file share a gateway and run in any order."""
+    return [one for one in stack.client.get("/api/downloads").json() if one["model"] == model]
 
 
 def test_a_hub_model_is_downloaded_by_a_job_and_served_by_an_engine_without_network(
@@ -58,17 +59,17 @@ def test_a_hub_model_is_downloaded_by_a_job_and_served_by_an_engine_without_netw
     hub.faults.hold_after_bytes = HELD_BYTES
     created = stack.register("tiny", MODEL)
     assert created["status"]["state"] in {"downloading", "cold"}
-    if not downloads(stack):
+    if not downloads(stack, MODEL):
         assert stack.client.post("/api/downloads", json={"model": MODEL}).status_code == 202
     with contextlib.ExitStack() as released:
         released.callback(hub.release.set)
         wait_until(
-            lambda: [one for one in downloads(stack) if one["bytes_total"] and one["bytes_done"] > 0],
+            lambda: [one for one in downloads(stack, MODEL) if one["bytes_total"] and one["bytes_done"] > 0],
             "progress is shown",
             seconds=60,
             interval=0.1,
         )
-        (download,) = downloads(stack)
+        (download,) = downloads(stack, MODEL)
         assert (download["model"], download["state"]) == (MODEL, "running")
         assert 0 < download["bytes_done"] < download["bytes_total"]
         assert download["bytes_total"] >= len(WEIGHTS)
@@ -77,8 +78,8 @@ def test_a_hub_model_is_downloaded_by_a_job_and_served_by_an_engine_without_netw
     assert job["HostConfig"]["CapDrop"] == ["ALL"]
     assert job["HostConfig"]["ReadonlyRootfs"] is True
     assert [mount["Destination"] for mount in job["Mounts"]] == ["/models"]
-    wait_until(lambda: downloads(stack)[0]["state"] == "done", "the download is done", seconds=30, interval=0.1)
-    (done,) = downloads(stack)
+    wait_until(lambda: downloads(stack, MODEL)[0]["state"] == "done", "the download is done", seconds=30, interval=0.1)
+    (done,) = downloads(stack, MODEL)
     assert done["bytes_done"] == done["bytes_total"]
     assert (stack.models / done["path"] / "model.safetensors").read_bytes() == WEIGHTS
     answer = stack.ask("tiny", max_tokens=4)
@@ -92,7 +93,7 @@ def test_a_model_that_the_hub_does_not_have_fails_with_a_reason(stack: ComposeSt
     assert stack.client.post("/api/downloads", json={"model": "tiny-labs/absent"}).status_code == 202
 
     def ended() -> dict[str, Any] | None:
-        return next((one for one in downloads(stack) if one["model"].endswith("absent") and one["failure"]), None)
+        return next((one for one in downloads(stack, "tiny-labs/absent") if one["failure"]), None)
 
     failed = wait_until(ended, "the failure is told", seconds=60, interval=0.1)
     assert failed is not None

@@ -1,6 +1,6 @@
 """Structs that several rooms of the gateway share."""
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
@@ -12,6 +12,15 @@ class Scope(StrEnum):
     ENDPOINTS = "endpoints"
     ADMIN = "admin"
     METRICS = "metrics"
+
+
+class Priority(IntEnum):
+    """How long a request may be kept behind others: the lower number goes first."""
+
+    INTERACTIVE = 0
+    """Somebody waits for the answer; what every request is that says nothing."""
+    BATCH = 1
+    """Nobody does: it takes what interactive requests leave."""
 
 
 class Principal(msgspec.Struct, frozen=True):

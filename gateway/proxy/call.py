@@ -8,7 +8,9 @@ from typing import Any
 from gateway.errors import BadRequest
 from gateway.proxy.dialects import Dialect
 from gateway.proxy.upstream import Send
+from gateway.types import Priority
 
+PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"})
 """Request headers an engine gets. Credentials and cookies stay here."""
@@ -34,6 +36,9 @@ class Call:
         self.send = send
         self.dialect = dialect
         self.body = b""
+        self.prefix = b""
+        """The first bytes of what makes the prompt; workers that have seen them answer sooner."""
+        self.priority = Priority.INTERACTIVE
         self.endpoint = ""
         self.key = ""
         self.worker = ""
@@ -92,3 +97,11 @@ class Call:
         if not 0 <= seconds < float("inf"):
             raise BadRequest("The header x-hostler-timeout takes a number of seconds, such as 30")
         return min(seconds, most)
+
+    def asked_priority(self) -> Priority:
+        """What `x-hostler-priority` asks for; interactive where it is not sent. Raises BadRequest."""
+        given = self.headers.get(b"x-hostler-priority", b"")
+        priority = PRIORITIES.get(given.strip().lower())
+        if priority is None:
+            raise BadRequest("The header x-hostler-priority takes 'interactive' or 'batch'")
+        return priority

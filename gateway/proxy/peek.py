@@ -1,6 +1,7 @@
 """The few fields of a request that routing needs, read without building the body. Pure."""
 
 import re
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,18 +17,41 @@ FORM_FIELD = re.compile(
 TRUE = frozenset({b"true", b"1", b"True"})
 
 
-class Peek(msgspec.Struct, frozen=True):
+PREFIX_LIMIT = 64 * 1024
+"""Bytes of the prompt's beginning that are copied out: some 16,000 tokens, whatever a body of 64 MiB holds."""
+
+ABSENT = msgspec.Raw()
+
+
+class Peek(NamedTuple):
     """What the gateway reads of a body; everything else is the engine's business."""
+
+    model: str
+    stream: bool
+    prefix: bytes
+    """The first bytes, at most PREFIX_LIMIT, of the JSON that becomes the prompt, as it stands in the body.
+
+    Instructions and system prompt come first. Empty where there is no prompt, or a form.
+    """
+
+
+class _Fields(msgspec.Struct, frozen=True):
+    """The fields of every dialect; a Raw is a view into the body: nothing is copied, nothing is built."""
 
     model: str | None = None
     stream: bool | None = None
+    instructions: msgspec.Raw = ABSENT
+    system: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
 
 
-_decode = msgspec.json.Decoder(Peek).decode
+_decode = msgspec.json.Decoder(_Fields).decode
 
 
-def peek(body: bytes, content_type: bytes) -> tuple[str, bool]:
-    """The model's name and whether a stream was asked for, out of a JSON or multipart body.
+def peek(body: bytes, content_type: bytes) -> Peek:
+    """What routing needs, out of a JSON or multipart body.
 
     Raises BadRequest for a body that is neither, or names no model.
     """
@@ -36,16 +60,24 @@ def peek(body: bytes, content_type: bytes) -> tuple[str, bool]:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
         )
-    return found.model, bool(found.stream)
+    return Peek(found.model, bool(found.stream), _prefix(found))
 
 
-def _peek_json(body: bytes) -> Peek:
+def _peek_json(body: bytes) -> _Fields:
     if not body:
         raise BadRequest("The body is empty: send a JSON object with the field 'model'")
     return decoded(_decode, body)
 
 
-def _peek_form(body: bytes) -> Peek:
+def _peek_form(body: bytes) -> _Fields:
     fields = {(quoted or bare).lower(): value.strip() for quoted, bare, value in FORM_FIELD.findall(body)}
     model = fields.get(b"model", b"").decode("utf-8", "replace")
-    return Peek(model=model or None, stream=fields.get(b"stream") in TRUE)
+    return _Fields(model=model or None, stream=fields.get(b"stream") in TRUE)
+
+
+def _prefix(fields: _Fields) -> bytes:
+    prefix = b""
+    for raw in (fields.instructions, fields.system, fields.messages, fields.prompt, fields.input):
+        if raw is not ABSENT:
+            prefix += memoryview(raw)[: PREFIX_LIMIT - len(prefix)]
+    return prefix

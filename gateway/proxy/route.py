@@ -119,8 +119,10 @@ class InferenceEntry:
         if call.method != "POST":
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
         call.body = await self._body(call, receive)
-        model, call.stream = peek(call.body, call.headers.get(b"content-type", b""))
-        call.endpoint = self._resolve(model, principal.may_use).name
+        call.priority = call.asked_priority()
+        asked = peek(call.body, call.headers.get(b"content-type", b""))
+        call.stream, call.prefix = asked.stream, asked.prefix
+        call.endpoint = self._resolve(asked.model, principal.may_use).name
         call.path = ENGINE_PATHS.get(call.path, call.path)
         async with abandoned_with_client(receive):
             await self._relay.run(call)

@@ -133,6 +133,7 @@ INFERENCE_ROWS = [
     Row("a form without a model", "POST", "/v1/audio/transcriptions", b"--b--\r\n", 400, ("model",), "model", FORM),
     Row("a timeout in words", "POST", CHAT, chat("first"), 400, ("number",), None, {"x-hostler-timeout": "soon"}),
     Row("a negative timeout", "POST", CHAT, chat("first"), 400, ("number",), None, {"x-hostler-timeout": "-1"}),
+    Row("an unknown priority", "POST", CHAT, chat("first"), 400, ("batch",), None, {"x-hostler-priority": "now"}),
     Row("a timeout without end", "POST", CHAT, chat("first"), 400, ("number",), None, {"x-hostler-timeout": "inf"}),
     Row("GET on inference", "GET", CHAT, None, 405, (CHAT, "POST")),
     Row("PUT on inference", "PUT", "/v1/embeddings", chat("first"), 405, ("POST",)),

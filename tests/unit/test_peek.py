@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
-from gateway.proxy.peek import peek
+from gateway.proxy.peek import PREFIX_LIMIT, peek
 
 JSON = b"application/json"
 
@@ -37,11 +37,11 @@ def refusal(body: bytes, content_type: bytes = JSON) -> BadRequest:
     ],
 )
 def test_model_and_stream_are_read_from_json_wherever_they_stand(body: bytes, expected: tuple[str, bool]) -> None:
-    assert peek(body, JSON) == expected
+    assert peek(body, JSON)[:2] == expected
 
 
 def test_json_is_read_whatever_the_client_calls_it() -> None:
-    assert peek(b'{"model":"a"}', b"application/x-www-form-urlencoded") == ("a", False)
+    assert peek(b'{"model":"a"}', b"application/x-www-form-urlencoded")[:2] == ("a", False)
 
 
 @pytest.mark.parametrize(
@@ -68,20 +68,20 @@ def test_a_body_that_does_not_do_is_refused_with_the_reason(body: bytes, message
 
 
 def test_model_and_stream_are_read_from_a_form() -> None:
-    assert peek(*form(("model", "whisper"), ("language", "en"))) == ("whisper", False)
-    assert peek(*form(("language", "en"), ("stream", "true"), ("model", "Org/Whisper"))) == ("Org/Whisper", True)
-    assert peek(*form(("model", "whisper"), ("stream", "false"))) == ("whisper", False)
+    assert peek(*form(("model", "whisper"), ("language", "en")))[:2] == ("whisper", False)
+    assert peek(*form(("language", "en"), ("stream", "true"), ("model", "Org/Whisper")))[:2] == ("Org/Whisper", True)
+    assert peek(*form(("model", "whisper"), ("stream", "false")))[:2] == ("whisper", False)
 
 
 def test_fields_whose_names_only_begin_alike_are_not_mistaken() -> None:
     asked = (("model", "whisper"), ("stream", "false"), ("stream_include_usage", "true"), ("model_hint", "other"))
-    assert peek(*form(*asked)) == ("whisper", False)
+    assert peek(*form(*asked))[:2] == ("whisper", False)
 
 
 def test_a_form_is_a_form_in_any_spelling_of_its_type_and_with_bare_names() -> None:
     body, _ = form(("model", "whisper"))
-    assert peek(body, b"Multipart/Form-Data; boundary=x") == ("whisper", False)
-    assert peek(body.replace(b'"model"', b"model"), b"multipart/form-data; boundary=x") == ("whisper", False)
+    assert peek(body, b"Multipart/Form-Data; boundary=x")[:2] == ("whisper", False)
+    assert peek(body.replace(b'"model"', b"model"), b"multipart/form-data; boundary=x")[:2] == ("whisper", False)
 
 
 def test_a_form_without_a_model_is_refused() -> None:
@@ -91,7 +91,34 @@ def test_a_form_without_a_model_is_refused() -> None:
 
 def test_a_large_file_does_not_make_reading_slow_or_wrong() -> None:
     body, kind = form(("model", "whisper"), file=b"\r\nContent-Disposition: form-data;" * 50_000)
-    assert peek(body, kind) == ("whisper", False)
+    assert peek(body, kind)[:2] == ("whisper", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "prefix"),
+    [
+        (b'"messages": [ {"role":"user"} ]', b'[ {"role":"user"} ]'),
+        (b'"prompt":"once"', b'"once"'),
+        (b'"input":"ask","instructions":"be brief"', b'"be brief""ask"'),
+        (b'"messages":[1],"max_tokens":5,"system":"s"', b'"s"[1]'),
+        (b'"messages":[1],"messages":[2]', b"[2]"),
+        (b'"max_tokens":5', b""),
+    ],
+)
+def test_what_makes_the_prompt_is_given_as_it_stands_with_the_instructions_first(fields: bytes, prefix: bytes) -> None:
+    assert peek(b'{"model":"a",' + fields + b"}", JSON).prefix == prefix
+
+
+def test_of_a_large_prompt_only_the_beginning_is_copied() -> None:
+    prompt = msgspec.json.encode({"model": "a", "system": "s" * 60_000, "messages": ["m" * 2**20]})
+    found = peek(prompt, JSON).prefix
+    assert len(found) == PREFIX_LIMIT
+    assert found.startswith(b'"sss')
+    assert found.endswith(b's"["' + b"m" * (PREFIX_LIMIT - 60_002 - 2))
+
+
+def test_a_form_has_no_prompt() -> None:
+    assert peek(*form(("model", "whisper"), ("prompt", "names: Ada"))).prefix == b""
 
 
 TYPES = st.sampled_from([JSON, b"", b"multipart/form-data; boundary=x", b"text/plain"])
@@ -106,8 +133,9 @@ ANYTHING = st.recursive(
 @given(st.binary() | ANYTHING.map(msgspec.json.encode), TYPES)
 def test_any_body_gives_a_model_or_a_refusal_and_nothing_else(body: bytes, content_type: bytes) -> None:
     try:
-        model, stream = peek(body, content_type)
+        model, stream, prefix = peek(body, content_type)
     except BadRequest:
         return
     assert model
     assert isinstance(stream, bool)
+    assert len(prefix) <= PREFIX_LIMIT

@@ -22,6 +22,10 @@ from worker_manager.contract import (
 
 FACTS_SECONDS = 2.0
 """A model's files are looked at again after this long at the earliest: planning must not mean reading folders."""
+COMING = frozenset(
+    {WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING, WorkerState.WAKING, WorkerState.BACKOFF}
+)
+"""States that lead to READY by themselves."""
 
 
 class Catalogue:
@@ -149,16 +153,9 @@ class EndpointStatuses:
     def _state(
         self, spec: EndpointSpec, workers: list[ObservedWorker], observed: ObservedSet | None
     ) -> tuple[str, str]:
-        states = {worker.state for worker in workers}
-        if WorkerState.READY in states:
-            return "hot", ""
-        if states & {WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING, WorkerState.BACKOFF}:
-            return "loading", next((worker.reason for worker in workers if worker.reason), "")
-        failed = next(
-            (worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None
-        )
-        if failed is not None:
-            return "failed", sentences(failed.message, failed.hint)
+        told = _state_by_workers(workers)
+        if told is not None:
+            return told
         facts, why = self._catalogue.facts(spec)
         if facts is None:
             return self._state_of_download(spec, observed, why)
@@ -178,3 +175,17 @@ class EndpointStatuses:
     def _why_waiting(self, name: str) -> str:
         decided = self._scheduler.last_plan.decisions if self._scheduler.last_plan else ()
         return next((one.reason for one in decided if one.endpoint == name), "")
+
+
+def _state_by_workers(workers: list[ObservedWorker]) -> tuple[str, str] | None:
+    """State and reason as the best of an endpoint's workers gives them; None where none counts."""
+    states = {worker.state for worker in workers}
+    if WorkerState.READY in states:
+        return "hot", ""
+    reason = next((worker.reason for worker in workers if worker.reason), "")
+    if states & COMING:
+        return "loading", reason
+    if states & {WorkerState.SLEEPING, WorkerState.ASLEEP}:
+        return "asleep", reason
+    failed = next((worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None)
+    return ("failed", sentences(failed.message, failed.hint)) if failed is not None else None

@@ -45,6 +45,12 @@ class WorkerState(StrEnum):
     CREATING = "creating"
     LOADING = "loading"
     READY = "ready"
+    SLEEPING = "sleeping"
+    """Was READY and gives its GPU memory back; takes no requests, and what it gave back is not proven yet."""
+    ASLEEP = "asleep"
+    """Runs without most of its GPU memory (`residency` says how deep); a request would hang or kill it."""
+    WAKING = "waking"
+    """Takes its GPU memory back and is asked whether it still answers as before; then READY."""
     STOPPING = "stopping"
     BACKOFF = "backoff"
     """Died; will be started again, `reason` says when."""
@@ -57,7 +63,9 @@ class Residency(StrEnum):
 
     HOT = "hot"
     ASLEEP_1 = "asleep_1"
+    """Its weights are in the machine's own memory."""
     ASLEEP_2 = "asleep_2"
+    """Its weights are dropped; waking reads them from the disk again."""
     GONE = "gone"
 
 
@@ -78,6 +86,10 @@ class FailureKind(StrEnum):
     IMAGE_MISSING = "image_missing"
     KILLED = "killed"
     LOAD_TIMEOUT = "load_timeout"
+    HUNG = "hung"
+    """Its /health is green and it generates nothing."""
+    SLEEP_FAILED = "sleep_failed"
+    WAKE_FAILED = "wake_failed"
     UNREACHABLE = "unreachable"
     LAUNCH_FAILED = "launch_failed"
     DISK_FULL = "disk_full"
@@ -131,6 +143,13 @@ class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     generation: Annotated[int, msgspec.Meta(ge=1)]
     workers: tuple[WorkerSpec, ...] = ()
+    residencies: dict[WorkerId, Residency] = {}
+    """How warm each of `workers` should be; absent: HOT. Never GONE: who should be gone is not in `workers`.
+
+    Only a READY worker falls asleep, after the gateway has drained it; the manager waits a moment for requests that
+    still run and refuses if they do not end. A worker that does not run is never started in order to sleep: it stays
+    WAITING until it is wanted HOT. One that is asleep at one level is not moved to the other.
+    """
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,6 +194,19 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Engine images on the allow-list that are present on this machine."""
 
 
+class SleepFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker's last sleep and its last wake were like, measured; None: not measured (yet)."""
+
+    freed_mib: int | None = None
+    """GPU memory that came back, MiB on each of its cards (the least of them); None without NVML."""
+    sleep_seconds: float | None = None
+    """From the order until the memory was back."""
+    wake_seconds: float | None = None
+    """From the order until it answered as before."""
+    host_mib: int | None = None
+    """Main memory that the engine took for the sleep, MiB in all; 0 at level 2 if nothing is kept."""
+
+
 class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """One worker that exists, or should and does not yet."""
 
@@ -182,6 +214,7 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     spec_hash: str
     state: WorkerState
     residency: Residency
+    """The last one that was proven: HOT in READY and SLEEPING, a level of sleep in ASLEEP and WAKING, else GONE."""
     since: float
     """Unix time at which `state` was entered, seconds."""
     socket: str
@@ -192,6 +225,17 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time of the next start, in BACKOFF."""
     failure: Failure | None = None
     """The last failure; kept while the worker starts again."""
+    can_sleep: bool = False
+    """Whether it may be asked to sleep; False while that is not known (before it was READY for the first time)."""
+    no_sleep_reason: str = ""
+    """Why it can't sleep, as a sentence; empty where `can_sleep`, or where it is not known yet.
+
+    A sleep or a wake that failed is remembered here for the manager's life, for every worker of that image and model.
+    """
+    memory_mib: int | None = None
+    """GPU memory its processes hold now, MiB on each of its cards (the most of them); None where NVML can't tell."""
+    sleep: SleepFacts | None = None
+    """None until it slept for the first time."""
 
 
 class DownloadState(StrEnum):

@@ -8,7 +8,7 @@ from litestar import Request, Response, delete, get, post, put
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from worker_manager.contract import Accepted, DesiredSet, DownloadSpec, LogTail, Refusal
+from worker_manager.contract import Accepted, DesiredSet, DownloadSpec, LogTail, Refusal, Residency
 from worker_manager.downloads import DownloadRefusedError, Downloads
 from worker_manager.launchers.base import LauncherError
 from worker_manager.observation import Observation
@@ -58,6 +58,8 @@ def _worker_routes(observation: Observation, supervisor: Supervisor) -> list[HTT
         ids = [spec.id for spec in sent.workers]
         if len(set(ids)) != len(ids):
             raise RefusedError(400, Refusal(kind="invalid", message="two workers of the desired set have the same id"))
+        if Residency.GONE in sent.residencies.values():
+            raise RefusedError(400, Refusal(kind="invalid", message="a worker that should be gone is left out instead"))
         try:
             supervisor.take(sent)
         except StaleGenerationError as error:

@@ -28,7 +28,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How an endpoint does this instant."""
 
     state: str
-    """hot, loading, cold, downloading or failed."""
+    """hot, loading, asleep, cold, downloading or failed."""
     reason: str
     workers: tuple[WorkerView, ...]
     waiting: int

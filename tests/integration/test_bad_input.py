@@ -150,6 +150,7 @@ PATH_ROWS = [
         ("POST", "/v1/nothing"),
         ("POST", "/sleep"),
         ("POST", "/wake_up"),
+        ("GET", "/is_sleeping"),
         ("POST", "/collective_rpc"),
         ("POST", "/reset_prefix_cache"),
         ("POST", "/invocations"),

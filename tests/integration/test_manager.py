@@ -227,6 +227,7 @@ def test_an_older_desired_set_is_refused(machine: Machine) -> None:
         ("PUT", "/desired", b'{"generation": 0}', 400),
         ("PUT", "/desired", b'{"generation": 1, "privileged": true}', 400),
         ("PUT", "/desired", b'{"generation": 1, "workers": [{"id": "../x"}]}', 400),
+        ("PUT", "/desired", b'{"generation": 1, "residencies": {"w1": "gone"}}', 400),
         ("PUT", "/desired", b" " * (5 << 20), 413),
         ("GET", "/observed?after=x", b"", 400),
         ("GET", "/workers/nobody/log", b"", 404),

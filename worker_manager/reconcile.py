@@ -186,7 +186,7 @@ def _desired(spec: WorkerSpec, known: Tracked | None, unit: Unit | None, scene: 
     if known is None:
         # a unit without a readable description can't be adopted: it goes, and the worker comes anew
         return Stop(spec.id, "its description can't be read") if unit is not None else Track(spec.id, spec)
-    if known.spec_hash != spec_hash(spec):
+    if known.spec_hash != spec_hash(spec) or (unit is not None and _is_another(unit, spec)):
         return Stop(spec.id, "its description changed") if unit is not None else Track(spec.id, spec)
     if unit is None:
         return _without_unit(spec, known, scene.free, scene.now)
@@ -195,6 +195,11 @@ def _desired(spec: WorkerSpec, known: Tracked | None, unit: Unit | None, scene: 
     if not unit.running:
         return Collect(spec.id, None, unit)
     return _with_running_unit(spec, known, unit, scene.limits, scene.now)
+
+
+def _is_another(unit: Unit, spec: WorkerSpec) -> bool:
+    """Whether the unit was made for another description; one that can't be read is taken for ours."""
+    return unit.worker is not None and spec_hash(unit.worker) != spec_hash(spec)
 
 
 def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, limits: Limits, now: float) -> Action | None:

@@ -58,6 +58,11 @@ def decide(
     return rules.reconcile(wanted, known or {}, units, busy=busy, gpus=gpus, limits=LIMITS, now=now)
 
 
+def test_a_unit_that_was_made_for_another_description_is_stopped() -> None:
+    new, old = spec(max_model_len=64), spec()
+    assert isinstance(decide(desired(new), {"w1": tracked(new, WorkerState.READY)}, [unit(old)])[0], rules.Stop)
+
+
 def test_a_desired_worker_is_tracked_and_then_started() -> None:
     wanted = spec()
     assert decide(desired(wanted)) == [rules.Track("w1", wanted)]

@@ -1,0 +1,112 @@
+"""Measure the gateway beside nginx: one run, two cores, the same mock engine and the same load for all.
+
+Engine and load share one core, the gateway under test has the other. Targets take turns, so that a machine that slows
+down slows them all; the figures are medians of the rounds. docs/performance.md says what each figure means.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from lib import venv
+from lib.bench import figures, hostler, nginx, report, scenario
+from lib.bench.session import Session
+from lib.console import Problem, answer, say, step
+
+STARTERS = {"hostler": hostler.start, "nginx": nginx.start}
+
+
+def parse(words: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(each.name for each in scenario.SCENARIOS)
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"scenarios, with commas, of: {names}")
+    parser.add_argument("--targets", default="", metavar="NAMES", help="targets, with commas (hostler,nginx)")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="counted seconds of each round (2)")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds; the median counts (3)")
+    parser.add_argument("--quick", action="store_true", help="one round of half a second: does it work at all?")
+    parser.add_argument("--python", type=Path, metavar="PATH", help="interpreter of Hostler's processes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there as JSON")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a goal is missed or an answer was wrong")
+    options = parser.parse_args(words)
+    if options.seconds <= 0 or options.rounds < 1:
+        raise Problem("--seconds must be greater than 0 and --rounds at least 1")
+    if options.quick:
+        options.seconds, options.rounds = 0.5, 1
+    return options
+
+
+def split(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def run(words: list[str]) -> int:
+    """The whole of scripts/bench; its exit code."""
+    options = parse(words)
+    scenarios = scenario.chosen(split(options.only))
+    wanted = split(options.targets) or list(STARTERS)
+    if unknown := [name for name in wanted if name not in STARTERS]:
+        raise Problem(f"there is no target {', '.join(unknown)}; there are {', '.join(STARTERS)}")
+    engine_python = venv.ensure("gateway", "manager", instead=("dev",))
+    python = options.python or engine_python
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="hbench-", dir="/tmp") as folder,  # the paths of sockets must be short
+        Session(Path(folder), python, engine_python) as session,
+    ):
+        with step("starting what is measured"):
+            session.start({name: STARTERS[name] for name in wanted}, needed="hostler")
+        found = measure(session, scenarios, options)
+    version = answer([str(python), "--version"]) or "unknown"
+    verdicts = figures.verdicts(found)
+    say()
+    for line in report.verdict_lines(verdicts):
+        say(line)
+    facts = report.machine(version)
+    say(f"\n{facts['cpu']}, Linux {facts['kernel']}, {version}; {time.monotonic() - began:.0f} s")
+    if options.json:
+        goals = [
+            {"scenario": v.goal.scenario, "other": v.goal.other, "ratio": v.ratio, "most": v.goal.most, "met": v.met}
+            for v in verdicts
+        ]
+        whole = {"machine": facts, "scenarios": found, "goals": goals}
+        options.json.write_text(json.dumps(without_nan(whole), indent=1) + "\n", encoding="utf-8")
+    wrong = any(summary["errors"] for by_target in found.values() for summary in by_target.values())
+    return 1 if options.check and (wrong or not all(verdict.met for verdict in verdicts)) else 0
+
+
+def measure(
+    session: Session, scenarios: list[scenario.Scenario], options: argparse.Namespace
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Summaries by scenario and target; each table is shown as soon as it is whole."""
+    found = {}
+    for each in scenarios:
+        rounds: dict[str, list[dict[str, Any]]] = {target.name: [] for target in session.targets}
+        count = 1 if each.once else options.rounds
+        with step(f"{each.name}, {count} round{'s' if count > 1 else ''}"):
+            for number in range(count):
+                # each round begins with another target
+                turn = (
+                    session.targets[number % len(session.targets) :] + session.targets[: number % len(session.targets)]
+                )
+                for target in turn:
+                    rounds[target.name].append(session.measure(each, target, options.seconds))
+        found[each.name] = {name: figures.summary(results) for name, results in rounds.items()}
+        say(report.table(each, found[each.name]) + "\n")
+    return found
+
+
+def without_nan(value: Any) -> Any:
+    """JSON knows no NaN: null instead."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,121 @@
+"""Hostler as users run it without Docker: gateway, worker manager, process launcher; its engine is the mock engine."""
+
+import json
+import os
+import secrets
+import shlex
+import urllib.error
+import urllib.request
+from typing import Any
+
+from lib.bench import wire
+from lib.bench.child import Child, free_port
+from lib.bench.target import Bench, Target
+from lib.console import ROOT, Problem
+
+START_SECONDS = 30
+CALL_SECONDS = 10
+PER_WORKER = 2048
+
+
+class Hostler(Target):
+    """Its own gateway and manager in a folder of its own."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__("hostler", "Hostler: key check, metering and request log on, engine on a Unix socket")
+        self._bench = bench
+        self._folder = bench.folder / "hostler"
+        self._admin = secrets.token_hex(16)
+        self.port = free_port()
+
+    def start(self) -> None:
+        """Both processes, one endpoint, one worker, one key. Raises Problem."""
+        model = self._folder / "models" / "local" / wire.MODEL
+        model.mkdir(parents=True)
+        (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}\n')
+        bench = self._bench
+        self._launch("worker_manager", bench.engine_core)  # its engines inherit the core
+        self._launch("gateway", bench.gateway_core)
+        gateway = self.children[-1]
+        gateway.wait_until(lambda: self._call("GET", "/readyz")[0] == 200, START_SECONDS)  # noqa: PLR2004 - OK
+        endpoint = {
+            "name": wire.MODEL,
+            "model": f"local/{wire.MODEL}",
+            "gpus": 0,
+            "min_workers": 1,
+            "per_worker": PER_WORKER,
+        }
+        self._make("/api/endpoints", endpoint)
+        self.key = self._make("/api/keys", {"name": "bench", "scopes": ["inference"]})["key"]
+        gateway.wait_until(self._is_hot, START_SECONDS)
+
+    def watch(self) -> dict[str, list[int]]:
+        """The manager and its engines are told apart from the gateway."""
+        manager, gateway = (child.pids() for child in self.children)
+        # the engines are the manager's children, and counted on the bench's side
+        return {"manager": manager[:1], "engine": manager[1:], "gateway": gateway}
+
+    def stop(self) -> None:
+        """Both processes, then the engine, which would outlive them."""
+        super().stop()
+        ending = self._launch("worker_manager", self._bench.engine_core, "stop-workers")
+        ending.finish(START_SECONDS)
+
+    def _launch(self, module: str, core: int, *words: str) -> Child:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("HOSTLER_")}
+        engine = [str(self._bench.engine_python), "-m", "lib.bench.engine"]
+        env |= {
+            "PYTHONPATH": str(ROOT),
+            "HOSTLER_ADMIN_KEY": self._admin,
+            "HOSTLER_PORT": str(self.port),
+            "HOSTLER_INSTANCE": f"bench-{os.getpid()}",
+            "HOSTLER_LAUNCHER": "process",
+            "HOSTLER_DEVICE": "cpu",
+            "HOSTLER_VLLM_COMMAND": shlex.join(engine),
+            "HOSTLER_ENGINE_ENV": f"PYTHONPATH={shlex.quote(str(ROOT / 'scripts'))}",
+        }
+        env |= {f"HOSTLER_{name}": str(self._folder / name.lower()) for name in ("DATA", "RUN", "MODELS", "CACHE")}
+        name = "-".join(("hostler", module, *words))
+        command = [str(self._bench.python), "-m", module, *words]
+        child = Child(name, command, core=core, log=self._folder / f"{name}.log", env=env)
+        if not words:
+            self.children.append(child)
+        return child
+
+    def _is_hot(self) -> bool:
+        status, body = self._call("GET", f"/api/endpoints/{wire.MODEL}")
+        state = body["status"] if status == 200 else {"state": "unknown"}  # noqa: PLR2004 - OK
+        if state["state"] == "failed":
+            raise Problem(f"Hostler's worker failed: {state.get('reason')}")
+        return bool(state["state"] == "hot")
+
+    def _make(self, path: str, body: dict[str, Any]) -> Any:
+        status, made = self._call("POST", path, body)
+        if status not in {200, 201}:
+            raise Problem(f"Hostler refused POST {path} ({status}): {made}")
+        return made
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+        """Status and decoded body; status 0 where nobody answers."""
+        data = json.dumps(body).encode() if body is not None else None
+        headers = {"Authorization": f"Bearer {self._admin}", "Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=CALL_SECONDS) as answer:
+                return answer.status, json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+        except OSError:
+            return 0, None
+
+
+def start(bench: Bench) -> Target:
+    """A running Hostler."""
+    target = Hostler(bench)
+    try:
+        target.start()
+    except BaseException:
+        target.stop()
+        raise
+    return target

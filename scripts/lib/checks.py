@@ -14,7 +14,7 @@ from lib import compose, console, engine, machine, venv
 from lib.console import ROOT, Problem, say, warn
 
 LEVELS = ("lint", "unit", "integration", "docker", "engine", "gpu")
-SCRIPTS = ("scripts/up", "scripts/down", "scripts/test", "scripts/measure", "scripts/bench")
+SCRIPTS = ("scripts/up", "scripts/down", "scripts/test", "scripts/measure", "scripts/bench", "scripts/simulate")
 """Python files that ruff does not find by their names."""
 SIMULATOR_IMAGE = "hostler/engine-simulator:latest"
 SIMULATOR_FILE = ROOT / "tests" / "engine_simulator" / "Dockerfile"

@@ -118,6 +118,8 @@ class Gateway:
         for slot in self.demand.slots.values():
             self.metrics.workers.labels(slot.endpoint, slot.state.value).inc()
         self.metrics.manager_up.set(1 if self.scheduler.connected else 0)
+        self.metrics.tasks.set(len(asyncio.all_tasks()))
+        self.metrics.idle_connections.set(self.pool.idle)
         return self.metrics.render()
 
     async def housekeeping(self) -> None:

@@ -1,6 +1,6 @@
 """What Prometheus can ask for: counts and times of requests, and how the workers stand."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -37,6 +37,13 @@ class Metrics:
         )
         self.workers = Gauge("hostler_workers", "Workers by state", ["endpoint", "state"], registry=self.registry)
         self.manager_up = Gauge("hostler_manager_up", "1 while the worker manager answers", registry=self.registry)
+        self.tasks = Gauge("hostler_tasks", "Tasks of the event loop", registry=self.registry)
+        self.idle_connections = Gauge(
+            "hostler_idle_connections",
+            "Connections to engines that are kept for the next request",
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
 
     def render(self) -> bytes:
         """The whole page, in Prometheus's text format."""

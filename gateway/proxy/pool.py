@@ -43,6 +43,11 @@ class Pool:
             return
         idle.append((asyncio.get_running_loop().time(), connection))
 
+    @property
+    def idle(self) -> int:
+        """How many connections are kept for the next request."""
+        return sum(map(len, self._idle.values()))
+
     def sweep(self) -> None:
         """Close what has idled for too long; forget engines nothing is kept for."""
         oldest = asyncio.get_running_loop().time() - IDLE_SECONDS

@@ -60,6 +60,11 @@ class Hostler:
         wait_until(lambda: self.status(name)["state"] == state, f"{name} is {state}", seconds=seconds)
         return self.status(name)
 
+    def metrics(self) -> dict[str, float]:
+        """The gateway's `/metrics`: values by name, with the labels as they are written there."""
+        lines = self.client.get("/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
     def ask(self, model: str, content: str = "hello", **fields: Any) -> httpx.Response:
         """Send one chat completion and get its answer."""
         return self.client.post("/v1/chat/completions", json=chat(model, content, **fields))

@@ -177,7 +177,9 @@ class Relay(Generic[LeaseT]):
                 await connection.head(self._limits.first_byte_seconds)
             except UpstreamClosed as closed:
                 connection.abort()
-                if reused and not connection.answered:
+                if connection.answered:
+                    raise EngineBroke(broke(call, "closed the connection inside its answer's header")) from closed
+                if reused:
                     fresh = True  # the engine closed an idle connection as we took it: not one byte was answered
                     continue
                 raise TryAnother(EngineBroke(broke(call, "closed the connection before its answer"))) from closed
@@ -234,7 +236,7 @@ class Relay(Generic[LeaseT]):
             await connection.pump(call.send, self._limits.stall_seconds, watcher)
         except UpstreamError as caught:
             problem = caught
-        if problem is None and end.seen:
+        if end.seen:  # nothing that follows the last event could matter to the client
             await call.end()
             return
         how = "stalled" if isinstance(problem, UpstreamSilent) else "ended"

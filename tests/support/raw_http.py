@@ -44,10 +44,7 @@ class RawConnection:
 
     def post(self, path: str, body: object, key: str, *headers: str) -> None:
         """Send a whole JSON request."""
-        data = json.dumps(body).encode()
-        lines = [f"POST {path} HTTP/1.1", "host: hostler", f"authorization: Bearer {key}", *headers]
-        lines += ["content-type: application/json", f"content-length: {len(data)}", "", ""]
-        self.send("\r\n".join(lines).encode() + data)
+        self.send(post_bytes(path, body, key, *headers))
 
     def read_until(self, mark: bytes) -> bytes:
         """Everything received so far, once it holds `mark`. Raises AssertionError if the connection ends before."""
@@ -100,6 +97,14 @@ class RawConnection:
         at = time.time()
         self._socket.close()
         return at
+
+
+def post_bytes(path: str, body: object, key: str, *headers: str) -> bytes:
+    """A whole JSON request."""
+    data = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: hostler", f"authorization: Bearer {key}", *headers]
+    lines += ["content-type: application/json", f"content-length: {len(data)}", "", ""]
+    return "\r\n".join(lines).encode() + data
 
 
 def dechunked(body: bytes) -> bytes:

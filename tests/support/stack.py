@@ -96,6 +96,17 @@ class Stack(Hostler):
         """`kill -9` of an engine, behind the manager's back."""
         os.kill(self.engine_stats(worker)["pid"], signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def socket_hidden(self, worker: str) -> Iterator[Path]:
+        """The path of a worker's socket while its engine can't be reached: for something else to listen there."""
+        path = self.run / "engines" / worker / "engine.sock"
+        hidden = path.with_suffix(".hidden")
+        path.rename(hidden)
+        try:
+            yield path
+        finally:
+            hidden.rename(path)
+
     def log_lines(self) -> list[dict[str, Any]]:
         """Every line the gateway has logged, parsed; raises where one is not JSON."""
         assert self.gateway is not None

@@ -1,6 +1,8 @@
 """uvicorn as Hostler runs it: uvloop, httptools with limits on a header's bytes and time, one error shape, drain."""
 
 import asyncio
+import signal
+import sys
 from typing import Any
 
 import uvicorn
@@ -111,7 +113,12 @@ def guarded(settings: Settings) -> type[GuardedProtocol]:
 
 
 def serve(app: Any, settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT: then no new connection, running requests up to the drain bound, and out."""
+    """Run until SIGTERM or SIGINT: then no new connection, running requests up to the drain bound, and out.
+
+    A stop that was asked for is no failure: the process then ends with status 0.
+    """
+    # uvicorn raises the signal again when it has finished, and ours is the handler it finds then
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(
         app,
         host=settings.host,

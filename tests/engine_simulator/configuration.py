@@ -76,6 +76,8 @@ class Simulation:
     """Blocks of 16 tokens."""
     sleep_seconds: float = 0.01
     wake_seconds: float = 0.01
+    hold: list[str] = field(default_factory=list)
+    """An answer to a prompt with one of these in it stays without its last token for as long as it stands here."""
     faults: Faults = field(default_factory=Faults)
 
 

@@ -108,6 +108,7 @@ class _Start:
         self.cached = engine.cache.take(prompt, text.BYTES_PER_TOKEN)
         self._engine = engine
         self._connection = connection
+        self._prompt = prompt
         self._stream = bool(body.get("stream"))
 
     def run(self, dialect: Dialect) -> None:
@@ -118,6 +119,7 @@ class _Start:
             dialect,
             self.words,
             self.reason,
+            prompt=self._prompt,
             prompt_tokens=self.tokens,
             cached_tokens=self.cached,
             stream=self._stream,

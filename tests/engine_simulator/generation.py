@@ -6,6 +6,7 @@ from tests.engine_simulator.engine import Engine
 from tests.engine_simulator.http import Connection
 
 CONGESTED_RETRY_SECONDS = 0.01
+HELD_RETRY_SECONDS = 0.02
 GARBAGE = b"\x00\xff<html>not what you asked for</html>"
 NOT_HTTP = b"\x00\x01\x02 this is not HTTP\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
@@ -45,6 +46,7 @@ class Generation:
         words: list[str],
         reason: str,
         *,
+        prompt: bytes,
         prompt_tokens: int,
         cached_tokens: int,
         stream: bool,
@@ -55,6 +57,7 @@ class Generation:
         self._dialect = dialect
         self._words = words
         self._reason = reason
+        self._prompt = prompt
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = cached_tokens
         self._stream = stream
@@ -89,8 +92,7 @@ class Generation:
         if self._over:
             return None
         if not self._stream:
-            self._answer_whole(now)
-            return None
+            return self._answer_whole(now)
         if self._connection.congested:
             return now + CONGESTED_RETRY_SECONDS
         count = len(self._words)
@@ -99,13 +101,17 @@ class Generation:
             self._send_up_to(self._halt_at, now)
             self._halt(now)
             return None
+        if due >= count and self._is_held():
+            due, following = count - 1, now + HELD_RETRY_SECONDS
+        else:
+            following = self._first_due + due * self._interval
         if due >= count:
             events = self._events_up_to(count, now) + self._last_events(self._reason)
             self._finish(self._reason, now)
             self._connection.end_stream(events)
             return None
         self._send_up_to(due, now)
-        return self._first_due + due * self._interval
+        return following
 
     def end(self, reason: str) -> None:
         """End the answer early, with what there is."""
@@ -120,6 +126,9 @@ class Generation:
     def client_gone(self) -> None:
         """Count as aborted, now."""
         self._finish("abort", self._arrived)
+
+    def _is_held(self) -> bool:
+        return any(word.encode() in self._prompt for word in self._engine.simulation.hold)
 
     def _plan_fault(self) -> None:
         faults = self._engine.simulation.faults
@@ -151,14 +160,17 @@ class Generation:
     def _last_events(self, reason: str) -> bytes:
         return self._dialect.tail(self._words[: self._sent], reason) + self._dialect.done
 
-    def _answer_whole(self, now: float) -> None:
+    def _answer_whole(self, now: float) -> float | None:
+        if self._is_held():
+            return now + HELD_RETRY_SECONDS
         if self._fault:
             self._halt(now)
-            return
+            return None
         self._sent = len(self._words)
         self._engine.metrics.first_token.observe(self._first_due - self._arrived)
         self._finish(self._reason, now)
         self._connection.answer_json(self._dialect.whole(self._words, self._reason))
+        return None
 
     def _halt(self, now: float) -> None:
         if self._fault == "crash":

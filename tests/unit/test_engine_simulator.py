@@ -4,6 +4,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,6 +97,21 @@ async def test_the_async_openai_client_gets_a_stream_that_says_what_the_whole_an
     stream = await async_openai_client.chat.completions.create(**asked, stream=True)
     text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text == whole.choices[0].message.content
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_an_answer_that_is_held_ends_once_it_is_let_go(
+    engine: SimulatedEngine, client: httpx.Client, *, stream: bool
+) -> None:
+    engine.order(Simulation(hold=["of the sea"]))
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(chat, client, stream=stream)
+        wait_until(lambda: engine.stats()["live"] == 1, "it is on its way")
+        with engine.client() as other:
+            assert other.post("/v1/completions", json={"model": "demo", "prompt": "of the land"}).status_code == 200
+        assert engine.stats()["live"] == 1
+        engine.order(Simulation())
+        assert answer.result(10).status_code == 200
 
 
 def test_the_openai_client_gets_completions_and_models(openai_client: openai.OpenAI) -> None:

@@ -98,7 +98,7 @@ def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> 
         endpoint=spec.name,
         engine=spec.engine,
         model=facts.path,
-        served_names=spec.names(),
+        served_names=(spec.name,),  # aliases are ours: making one touches no worker
         gpu_memory_mib=promise_mib if spec.gpus else None,
         max_model_len=spec.max_model_len,
         args=spec.engine_args,

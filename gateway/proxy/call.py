@@ -39,6 +39,8 @@ class Call:
         self.prefix = b""
         """The first bytes of what makes the prompt; workers that have seen them answer sooner."""
         self.priority = Priority.INTERACTIVE
+        self.hides_usage = False
+        """Whether the stream tells its usage only because we asked for it."""
         self.endpoint = ""
         self.key = ""
         self.worker = ""

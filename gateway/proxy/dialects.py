@@ -34,13 +34,18 @@ class StreamEnd:
         self._tail = b"\n"
         self.seen = False
 
-    def feed(self, chunk: bytes) -> None:
-        """Look at the next bytes of the stream."""
+    def feed(self, chunk: bytes) -> bytes:
+        """Look at the next bytes of the stream; all of them go on."""
         window = self._tail + chunk
         for end in self._ends:
             if end in window:
                 self.seen = True
         self._tail = window[-OVERLAP:]
+        return chunk
+
+    def rest(self) -> bytes:
+        """What is still held back when the engine has ended its answer: nothing."""
+        return b""
 
 
 def error_event(dialect: Dialect, error: GatewayError) -> bytes:

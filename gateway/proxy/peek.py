@@ -21,6 +21,7 @@ PREFIX_LIMIT = 64 * 1024
 """Bytes of the prompt's beginning that are copied out: some 16,000 tokens, whatever a body of 64 MiB holds."""
 
 ABSENT = msgspec.Raw()
+"""What a field is that was not sent."""
 
 
 class Peek(NamedTuple):
@@ -33,9 +34,11 @@ class Peek(NamedTuple):
 
     Instructions and system prompt come first. Empty where there is no prompt, or a form.
     """
+    stream_options: msgspec.Raw = ABSENT
+    """As it stands in the body, which it keeps alive."""
 
 
-class _Fields(msgspec.Struct, frozen=True):
+class Fields(msgspec.Struct, frozen=True):
     """The fields of every dialect; a Raw is a view into the body: nothing is copied, nothing is built."""
 
     model: str | None = None
@@ -45,9 +48,10 @@ class _Fields(msgspec.Struct, frozen=True):
     messages: msgspec.Raw = ABSENT
     prompt: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
 
 
-_decode = msgspec.json.Decoder(_Fields).decode
+decode_fields = msgspec.json.Decoder(Fields).decode
 
 
 def peek(body: bytes, content_type: bytes) -> Peek:
@@ -55,27 +59,32 @@ def peek(body: bytes, content_type: bytes) -> Peek:
 
     Raises BadRequest for a body that is neither, or names no model.
     """
-    found = _peek_form(body) if content_type.lower().startswith(b"multipart/form-data") else _peek_json(body)
+    found = _peek_form(body) if is_form(content_type) else _peek_json(body)
     if not found.model:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
         )
-    return Peek(found.model, bool(found.stream), _prefix(found))
+    return Peek(found.model, bool(found.stream), _prefix(found), found.stream_options)
 
 
-def _peek_json(body: bytes) -> _Fields:
+def is_form(content_type: bytes) -> bool:
+    """Whether a body of this type is a multipart form; whatever else it says, it is taken for JSON."""
+    return content_type.lower().startswith(b"multipart/form-data")
+
+
+def _peek_json(body: bytes) -> Fields:
     if not body:
         raise BadRequest("The body is empty: send a JSON object with the field 'model'")
-    return decoded(_decode, body)
+    return decoded(decode_fields, body)
 
 
-def _peek_form(body: bytes) -> _Fields:
+def _peek_form(body: bytes) -> Fields:
     fields = {(quoted or bare).lower(): value.strip() for quoted, bare, value in FORM_FIELD.findall(body)}
     model = fields.get(b"model", b"").decode("utf-8", "replace")
-    return _Fields(model=model or None, stream=fields.get(b"stream") in TRUE)
+    return Fields(model=model or None, stream=fields.get(b"stream") in TRUE)
 
 
-def _prefix(fields: _Fields) -> bytes:
+def _prefix(fields: Fields) -> bytes:
     prefix = b""
     for raw in (fields.instructions, fields.system, fields.messages, fields.prompt, fields.input):
         if raw is not ABSENT:

@@ -9,7 +9,8 @@ import structlog
 
 from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound
 from gateway.proxy.call import DROPPED, Call
-from gateway.proxy.dialects import RESPONSES, StreamEnd, error_event, heartbeat
+from gateway.proxy.completion_stream import CompletionStream
+from gateway.proxy.dialects import OPENAI, RESPONSES, StreamEnd, error_event, heartbeat
 from gateway.proxy.pool import Pool
 from gateway.proxy.responses import ResponseIds
 from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
@@ -229,15 +230,18 @@ class Relay(Generic[LeaseT]):
         await call.end()
 
     async def _pump_stream(self, call: Call, connection: Connection) -> None:
-        end = StreamEnd(call.dialect)
+        completes = call.dialect is OPENAI
+        end = CompletionStream(hides_usage=call.hides_usage) if completes else StreamEnd(call.dialect)
         watcher = self.response_ids.watcher(call.worker, end) if call.dialect is RESPONSES else end
         problem: UpstreamError | None = None
         try:
             await connection.pump(call.send, self._limits.stall_seconds, watcher)
         except UpstreamError as caught:
             problem = caught
+        # what is held back when a stream breaks off is half an event: the error event reads better without it
+        rest = end.rest()
         if end.seen:  # nothing that follows the last event could matter to the client
-            await call.end()
+            await call.end(rest)
             return
         how = "stalled" if isinstance(problem, UpstreamSilent) else "ended"
         error = EngineBroke(broke(call, f"{how} in the middle of the stream"))

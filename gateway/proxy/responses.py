@@ -40,11 +40,12 @@ class _IdWatcher:
         self._head = b""
         self._looking = True
 
-    def feed(self, chunk: bytes) -> None:
-        if self._then is not None:
-            self._then.feed(chunk)
-        if not self._looking:
-            return
+    def feed(self, chunk: bytes) -> bytes:
+        if self._looking:
+            self._look(chunk)
+        return chunk if self._then is None else self._then.feed(chunk)
+
+    def _look(self, chunk: bytes) -> None:
         self._head += chunk[: HEAD_BYTES - len(self._head)]
         found = RESPONSE_ID.search(self._head)
         if found:

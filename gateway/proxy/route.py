@@ -20,6 +20,7 @@ from gateway.proxy.call import Call
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
+from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.upstream import Send
 from gateway.proxy.watch import Receive, abandoned_with_client, impatient
 from gateway.types import Principal, Scope
@@ -43,6 +44,9 @@ INFERENCE_ROUTES: dict[str, Dialect] = {
     "/v1/audio/translations": OPENAI,
 }
 """Every path that is forwarded, all of them POST. Any other engine route is answered 404 by the router."""
+
+USAGE_OPTION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
+"""Routes whose streams tell their usage only if asked to; those of the others always do."""
 
 ENGINE_PATHS = {"/v1/pooling": "/pooling", "/v1/classify": "/classify"}
 """Where vLLM serves a route under another path than ours."""
@@ -120,9 +124,14 @@ class InferenceEntry:
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
         call.body = await self._body(call, receive)
         call.priority = call.asked_priority()
-        asked = peek(call.body, call.headers.get(b"content-type", b""))
+        kind = call.headers.get(b"content-type", b"")
+        asked = peek(call.body, kind)
         call.stream, call.prefix = asked.stream, asked.prefix
         call.endpoint = self._resolve(asked.model, principal.may_use).name
+        if asked.stream and call.path in USAGE_OPTION_ROUTES:
+            call.body, call.hides_usage = with_usage(call.body, asked)
+        if asked.model != call.endpoint:
+            call.body = with_model(call.body, kind, call.endpoint)
         call.path = ENGINE_PATHS.get(call.path, call.path)
         async with abandoned_with_client(receive):
             await self._relay.run(call)

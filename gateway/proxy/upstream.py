@@ -37,10 +37,10 @@ class UpstreamSilent(UpstreamError):
 
 
 class ChunkWatcher(Protocol):
-    """Sees every piece of a body on its way through; must not keep it."""
+    """Sees every piece of a body on its way through."""
 
-    def feed(self, chunk: bytes) -> None:
-        """Look at the next bytes."""
+    def feed(self, chunk: bytes) -> bytes:
+        """Look at the next bytes; what of them goes on, which is nearly always the same object."""
         ...
 
 
@@ -103,8 +103,8 @@ class Connection(asyncio.Protocol):
         """Forward the body as it comes until it is whole. Raises as `head`; what was sent stays sent."""
         self._watcher = watcher
         if watcher is not None:
-            for chunk in self._chunks:  # what came in one piece with the head
-                watcher.feed(chunk)
+            # what came in one piece with the head
+            self._chunks = [kept for chunk in self._chunks if (kept := watcher.feed(chunk))]
         self._send = send
         if self._chunks:
             self._flush()
@@ -253,7 +253,9 @@ class Connection(asyncio.Protocol):
         if self.done:
             return
         if self._watcher is not None:
-            self._watcher.feed(chunk)
+            chunk = self._watcher.feed(chunk)
+            if not chunk:
+                return
         self._chunks.append(chunk)
         self._held += len(chunk)
 

@@ -1,7 +1,9 @@
 """The openai client against a real vLLM that its request starts, in a container and as a process."""
 
 import itertools
+import json
 import time
+from typing import Any
 
 import httpx
 import openai
@@ -104,6 +106,29 @@ async def test_the_asynchronous_client(stack: Hostler) -> None:
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 32
     assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == "length"
+
+
+def test_a_stream_is_the_same_whether_its_usage_was_asked_for_or_not(stack: Hostler) -> None:
+    asked = chat("chat", stream=True, max_tokens=8, temperature=0)
+    without, with_usage = (
+        [
+            {name: value for name, value in event.items() if name not in {"id", "created", "system_fingerprint"}}
+            for event in events(stack, body)
+        ]
+        for body in (asked, {**asked, "stream_options": {"include_usage": True}})
+    )
+    assert with_usage[:-1] == without
+    assert with_usage[-1]["choices"] == []
+    assert with_usage[-1]["usage"]["completion_tokens"] == 8
+
+
+def events(stack: Hostler, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every event of a stream of chat completions but its end marker."""
+    with httpx.Client(timeout=START_SECONDS, headers=bearer(stack.key)) as user:
+        text = user.post(f"{stack.address}/v1/chat/completions", json=body).text
+    lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
 
 
 def test_a_completion(stack: Hostler) -> None:

@@ -6,6 +6,10 @@ from typing import Any
 
 from tests.engine_simulator.generation import DONE
 
+FINGERPRINT = "vllm-0.32.0-51ab00d3"
+"""In the last event of a stream that has choices, or, as soon as usage is asked for, in the usage event alone."""
+FINGERPRINT_FIELD = b',"system_fingerprint":"%s"' % FINGERPRINT.encode()
+
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
     """Give the usage block that chat completions and completions share."""
@@ -35,11 +39,19 @@ class _Completions:
     def _usage(self, completion_tokens: int) -> dict[str, Any]:
         return usage(self._prompt_tokens, completion_tokens, self._cached_tokens)
 
+    def _whole(self, choice: dict[str, Any], completion_tokens: int) -> dict[str, Any]:
+        usage = self._usage(completion_tokens)
+        return {**self._base, "choices": [choice], "system_fingerprint": FINGERPRINT, "usage": usage}
+
     def _usage_event(self, completion_tokens: int) -> bytes:
         if not self._wants_usage:
             return b""
         block = json.dumps(self._usage(completion_tokens), separators=(",", ":")).encode()
-        return b'%s,"choices":[],"usage":%s}\n\n' % (self._start, block)
+        return b'%s,"choices":[],"usage":%s%s}\n\n' % (self._start, block, FINGERPRINT_FIELD)
+
+    def _last(self, event: bytes) -> bytes:
+        """Sign the last event that has choices, where no usage event comes after it."""
+        return event if self._wants_usage else event.removesuffix(b"}\n\n") + FINGERPRINT_FIELD + b"}\n\n"
 
 
 class ChatDialect(_Completions):
@@ -64,7 +76,7 @@ class ChatDialect(_Completions):
     def tail(self, words: list[str], reason: str) -> bytes:
         choice = b'{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":"%s","stop_reason":null}'
         finish = b'%s,"choices":[%s]}\n\n' % (self._start, choice % reason.encode())
-        return finish + self._usage_event(len(words))
+        return self._last(finish) + self._usage_event(len(words))
 
     def whole(self, words: list[str], reason: str) -> Any:
         message: dict[str, Any] = {
@@ -78,7 +90,7 @@ class ChatDialect(_Completions):
             "reasoning": None,
         }
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": reason, "stop_reason": None}
-        return {**self._base, "choices": [choice], "usage": self._usage(len(words)), "prompt_logprobs": None}
+        return {**self._whole(choice, len(words)), "prompt_logprobs": None}
 
 
 class TextDialect(_Completions):
@@ -89,7 +101,7 @@ class TextDialect(_Completions):
     def __init__(self, request_id: str, model: str, prompt_tokens: int, cached_tokens: int, *, usage: bool) -> None:
         super().__init__(request_id, model, prompt_tokens, cached_tokens, usage=usage)
         self._before = self._start + b',"choices":[{"index":0,"text":"'
-        self._after = b'","logprobs":null,"finish_reason":null,"stop_reason":null}],"usage":null}\n\n'
+        self._after = b'","logprobs":null,"finish_reason":null,"stop_reason":null}]}\n\n'
 
     def head(self) -> bytes:
         return b""
@@ -98,8 +110,8 @@ class TextDialect(_Completions):
         return b"%s%s%s" % (self._before, word.encode(), self._after)
 
     def tail(self, words: list[str], reason: str) -> bytes:
-        finish = b'","logprobs":null,"finish_reason":"%s","stop_reason":null}],"usage":null}\n\n' % reason.encode()
-        return self._before + finish + self._usage_event(len(words))
+        finish = b'","logprobs":null,"finish_reason":"%s","stop_reason":null}]}\n\n' % reason.encode()
+        return self._last(self._before + finish) + self._usage_event(len(words))
 
     def whole(self, words: list[str], reason: str) -> Any:
         choice = {
@@ -110,4 +122,4 @@ class TextDialect(_Completions):
             "stop_reason": None,
             "prompt_logprobs": None,
         }
-        return {**self._base, "choices": [choice], "usage": self._usage(len(words))}
+        return self._whole(choice, len(words))

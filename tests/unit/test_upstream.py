@@ -61,8 +61,9 @@ class Watcher:
     def __init__(self) -> None:
         self.seen = b""
 
-    def feed(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> bytes:
         self.seen += chunk
+        return chunk
 
 
 @contextlib.asynccontextmanager

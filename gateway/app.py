@@ -25,6 +25,7 @@ from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
 from gateway.errors import Conflict, GatewayError, ManagerUnavailable
 from gateway.http import on_bug, on_gateway_error, on_http_error
+from gateway.logs import RequestLog
 from gateway.machine.health import HealthRoutes
 from gateway.machine.routes import MachineRoutes
 from gateway.manager import ManagerClient, ManagerRefused
@@ -65,6 +66,7 @@ class Gateway:
             self.registry.resolve,
             Relay(self.demand, self.pool, settings),
             self.metrics,
+            RequestLog(settings.log_level, settings.log_format),
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
         )

@@ -1,12 +1,28 @@
-"""Logging: one JSON object a line (or colours on a terminal), a request id on each, never a prompt and never a key."""
+"""Logging: one JSON object a line (or colours on a terminal), a request id on each, never a prompt and never a key.
 
+The line that each inference request leaves is the only one on the hot path. It is encoded by hand to the shape of all
+others, and written with those of the same moment; a process that is killed may lose the last FLUSH_SECONDS of them.
+"""
+
+import asyncio
+import atexit
+import functools
 import logging
 import re
 import sys
-from typing import Any, Literal
+import threading
+import time
+from typing import Any, Literal, TextIO, cast
 
+import msgspec
 import structlog
 from structlog.typing import EventDict, Processor
+
+FLUSH_SECONDS = 0.05
+ADDED = frozenset({"level", "timestamp"})
+"""What structlog's own processors add to a line."""
+FLUSH_LINES = 256
+"""Lines of requests that are kept back at most."""
 
 SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
 """What a credential looks like. A fence behind the rule that no code logs one."""
@@ -18,6 +34,96 @@ def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
         if isinstance(value, str):
             event[name] = SECRET.sub("[redacted]", value)
     return event
+
+
+@functools.lru_cache(maxsize=256)
+def clean(text: str) -> str:
+    """The text without what looks like a credential. For what callers choose: few, or mostly the same ones."""
+    return SECRET.sub("[redacted]", text)
+
+
+class RequestLine(msgspec.Struct):
+    """What the log says of one inference request. Times are milliseconds."""
+
+    request_id: str
+    method: str
+    path: str
+    status: int
+    endpoint: str
+    worker: str | None
+    key: str | None
+    ms: float
+    queue_ms: float
+    stream: bool
+    error: str | None
+    event: str = "request"
+    level: str = "info"
+    timestamp: str = ""
+
+
+class Output:
+    """Standard error as whole lines, those of requests a moment late. Everything comes in the order it was logged."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._lock = threading.RLock()  # a library may log from a thread of its own
+
+    def write(self, text: str) -> None:
+        """Write a line now."""
+        with self._lock:
+            self._lines.append(text.encode("utf-8", "backslashreplace"))
+            self.flush()
+
+    def later(self, line: bytes) -> None:
+        """Write a line soon, with others. Needs a running loop."""
+        with self._lock:
+            self._lines.append(line)
+            waiting = len(self._lines)
+        if waiting == 1:
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        elif waiting >= FLUSH_LINES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            if self._lines:
+                sys.stderr.buffer.write(b"".join(self._lines))
+                sys.stderr.buffer.flush()
+                self._lines.clear()
+
+
+class RequestLog:
+    """Where inference requests are logged: as JSON by a short cut, in any other form like everything else."""
+
+    def __init__(self, level: str, form: Literal["json", "console"]) -> None:
+        self._wanted = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
+        self._json = form == "json"
+        self._encode = msgspec.json.Encoder().encode
+        self._second, self._date = 0, ""
+
+    def write(self, line: RequestLine) -> None:
+        """Log one request."""
+        if not self._wanted:
+            return
+        line.request_id, line.path = clean(line.request_id), clean(line.path)
+        if self._json:
+            line.timestamp = self._now()
+            output.later(self._encode(line) + b"\n")
+        else:
+            fields = msgspec.structs.asdict(line)
+            structlog.get_logger(__name__).info(**{name: fields[name] for name in fields if name not in ADDED})
+
+    def _now(self) -> str:
+        """The time as structlog's stamper writes it; all but the fraction is made once a second."""
+        now = time.time()
+        second = int(now)
+        if second != self._second:
+            self._second, self._date = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._date}.{int((now - second) * 1e6):06d}Z"
+
+
+output = Output()
 
 
 def set_up(level: str, form: Literal["json", "console"]) -> None:
@@ -35,13 +141,14 @@ def set_up(level: str, form: Literal["json", "console"]) -> None:
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     least = logging.getLevelNamesMapping()[level.upper()]
+    atexit.register(output.flush)
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast("TextIO", output)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(cast("TextIO", output))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,

@@ -15,6 +15,7 @@ from gateway.errors import (
     MethodNotAllowed,
     Stopping,
 )
+from gateway.logs import RequestLine, RequestLog
 from gateway.metrics import Metrics
 from gateway.proxy.call import Call
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
@@ -81,6 +82,7 @@ class InferenceEntry:
         resolve: Resolve,
         relay: Relay[Any],
         metrics: Metrics,
+        request_log: RequestLog,
         *,
         max_body_bytes: int,
         body_seconds: float,
@@ -89,6 +91,7 @@ class InferenceEntry:
         self._resolve = resolve
         self._relay = relay
         self._metrics = metrics
+        self._log = request_log
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
 
@@ -190,21 +193,21 @@ class InferenceEntry:
         status = call.status if error is None else error.status
         seconds = time.perf_counter() - call.began
         endpoint = call.endpoint or "-"
-        self._metrics.requests.labels(endpoint, status).inc()
+        self._metrics.requests.count(endpoint, status)
         if call.endpoint:
-            self._metrics.duration.labels(endpoint).observe(seconds)
-            self._metrics.queued.labels(endpoint).observe(call.waited)
-        log.info(
-            "request",
-            request_id=call.id.decode(),
-            method=call.method,
-            path=call.path,
-            status=status,
-            endpoint=endpoint,
-            worker=call.worker or None,
-            key=call.key or None,
-            ms=round(seconds * 1000, 1),
-            queue_ms=round(call.waited * 1000, 1),
-            stream=call.stream,
-            error=error.code if error is not None else None,
+            self._metrics.requests.observe(endpoint, seconds, call.waited)
+        self._log.write(
+            RequestLine(
+                call.id.decode(),
+                call.method,
+                call.path,
+                status,
+                endpoint,
+                call.worker or None,
+                call.key or None,
+                round(seconds * 1000, 1),
+                round(call.waited * 1000, 1),
+                call.stream,
+                error.code if error is not None else None,
+            )
         )

@@ -9,6 +9,7 @@ import pytest
 
 from tests.engine_simulator.configuration import Simulation
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_no_prompt_and_no_key_is_in_the_log(stack: Stack) -> None:
     stack.client.post("/v1/chat/completions", json=chat("first", "a very private prompt"))
     httpx.post(f"{stack.address}/v1/chat/completions", json=chat("first"), headers=bearer("hst_wrong-key"))
     assert stack.gateway is not None
-    assert stack.log_lines()
+    wait_until(lambda: any(line.get("status") == 401 for line in stack.log_lines()), "both are in the log")
     assert "private prompt" not in stack.gateway.output
     assert ADMIN_KEY not in stack.gateway.output
     assert "hst_wrong" not in stack.gateway.output

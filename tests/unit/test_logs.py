@@ -26,6 +26,23 @@ except ValueError:
     log.exception("failed")
 """
 
+REQUEST_SCRIPT = """
+import asyncio, sys
+import structlog
+from gateway import logs
+
+async def main():
+    log, requests = structlog.get_logger("test"), logs.RequestLog(sys.argv[2], sys.argv[1])
+    log.warning("before")
+    requests.write(logs.RequestLine("hst_abcdefgh", "POST", "/v1/x", 200, "a", None, None, 1.5, 0.0, True, None))
+    log.warning("between")
+    for number in range(600):
+        requests.write(logs.RequestLine("r", "POST", "/v1/x", number, "a", None, None, 1.5, 0.0, True, None))
+
+logs.set_up(sys.argv[2], sys.argv[1])
+asyncio.run(main())
+"""
+
 
 def redacted(text: str) -> str:
     return str(redact(None, "info", {"event": "x", "value": text})["value"])
@@ -60,3 +77,25 @@ def test_our_lines_and_the_libraries_lines_come_in_one_form_without_keys(form: s
         assert [line["level"] for line in lines] == ["info", "warning", "error"]
         assert all(line["timestamp"].endswith("Z") for line in lines)
         assert "ValueError" in lines[2]["exception"]
+
+
+def requests_logged(form: str, level: str) -> str:
+    with running([sys.executable, "-c", REQUEST_SCRIPT, form, level]) as process:
+        assert process.wait() == 0
+        return process.output
+
+
+def test_a_request_s_line_has_the_shape_of_all_others_and_stays_in_its_place() -> None:
+    first, request, second, *many = [json.loads(line) for line in requests_logged("json", "info").splitlines()]
+    assert [first["event"], request["event"], second["event"]] == ["before", "request", "between"]
+    assert (request["level"], request["request_id"], request["worker"]) == ("info", "[redacted]", None)
+    assert first["timestamp"] <= request["timestamp"] <= second["timestamp"]
+    assert len(first["timestamp"]) == len(request["timestamp"])
+    assert [line["status"] for line in many] == list(range(600)), "none is lost at the end of the process"
+
+
+def test_requests_are_logged_in_colours_too_and_not_at_all_above_their_level() -> None:
+    shown = requests_logged("console", "info")
+    assert shown.count("request_id") == 601
+    assert "hst_abcdefgh" not in shown
+    assert len(requests_logged("json", "warning").splitlines()) == 2

@@ -32,6 +32,7 @@ from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
 from gateway.proxy.call import request_id
 from gateway.proxy.pool import Pool
+from gateway.proxy.probe import Prober
 from gateway.proxy.relay import Relay
 from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
 from gateway.proxy.watch import impatient
@@ -60,6 +61,8 @@ class Gateway:
         self.manager = ManagerClient(settings.manager_socket())
         self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
         self.pool = Pool(settings.connect_seconds)
+        self.prober = Prober(self.demand)
+        self.demand.unreachable = self.prober.watch
         self.statuses = Statuses(EndpointStatuses(self.catalogue, self.scheduler, self.demand))
         self.entry = InferenceEntry(
             self.keyring,
@@ -133,6 +136,7 @@ class Gateway:
     async def close(self) -> None:
         """Let go of everything; engines live on."""
         await self.scheduler.stop()
+        await self.prober.close()
         self.pool.close()
         await self.manager.close()
         await self.database.close()

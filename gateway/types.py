@@ -1,6 +1,7 @@
 """Structs that several rooms of the gateway share."""
 
 from enum import IntEnum, StrEnum
+from typing import NamedTuple
 
 import msgspec
 
@@ -21,6 +22,14 @@ class Priority(IntEnum):
     """Somebody waits for the answer; what every request is that says nothing."""
     BATCH = 1
     """Nobody does: it takes what interactive requests leave."""
+
+
+class Wish(NamedTuple):
+    """What a request wants of the worker it gets."""
+
+    prefix: bytes = b""
+    """The first bytes of what makes the prompt: best a worker that has read them before."""
+    priority: Priority = Priority.INTERACTIVE
 
 
 class Principal(msgspec.Struct, frozen=True):

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.errors import BadRequest
 from gateway.proxy.dialects import Dialect
 from gateway.proxy.upstream import Send
-from gateway.types import Priority
+from gateway.types import Priority, Wish
 
 PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -36,9 +36,7 @@ class Call:
         self.send = send
         self.dialect = dialect
         self.body = b""
-        self.prefix = b""
-        """The first bytes of what makes the prompt; workers that have seen them answer sooner."""
-        self.priority = Priority.INTERACTIVE
+        self.wish = Wish()
         self.hides_usage = False
         """Whether the stream tells its usage only because we asked for it."""
         self.endpoint = ""

@@ -15,6 +15,7 @@ from gateway.proxy.pool import Pool
 from gateway.proxy.responses import ResponseIds
 from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
 from gateway.settings import Settings
+from gateway.types import Wish
 
 log = structlog.get_logger(__name__)
 
@@ -57,11 +58,11 @@ LeaseT = TypeVar("LeaseT", bound=Lease)
 class Leases(Protocol[LeaseT]):
     """Where workers come from (`scheduling.demand.Demand`)."""
 
-    def try_acquire(self, endpoint: str, avoid: frozenset[str]) -> LeaseT | None:
+    def try_acquire(self, endpoint: str, avoid: frozenset[str], wish: Wish) -> LeaseT | None:
         """A lease, if a worker is free this instant."""
         ...
 
-    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str]) -> LeaseT:
+    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str], wish: Wish) -> LeaseT:
         """A lease, after waiting."""
         ...
 
@@ -104,7 +105,7 @@ class Relay(Generic[LeaseT]):
         patience = call.patience(self._limits.queue_seconds)
         avoid: frozenset[str] = frozenset()
         for attempt in range(1, ATTEMPTS + 1):
-            lease = self._leases.try_acquire(call.endpoint, avoid) or await self._wait(call, patience, avoid)
+            lease = self._leases.try_acquire(call.endpoint, avoid, call.wish) or await self._wait(call, patience, avoid)
             call.worker, call.waited = lease.slot.id, call.waited + lease.waited
             try:
                 await self._attempt(call, lease.slot.socket)
@@ -138,8 +139,8 @@ class Relay(Generic[LeaseT]):
 
     async def _wait(self, call: Call, patience: float, avoid: frozenset[str]) -> LeaseT:
         if not call.stream:
-            return await self._leases.acquire(call.endpoint, patience, avoid)
-        waiting = asyncio.ensure_future(self._leases.acquire(call.endpoint, patience, avoid))
+            return await self._leases.acquire(call.endpoint, patience, avoid, call.wish)
+        waiting = asyncio.ensure_future(self._leases.acquire(call.endpoint, patience, avoid, call.wish))
         try:
             pause = self._limits.stream_grace_seconds
             while not (await asyncio.wait({waiting}, timeout=pause))[0]:

@@ -24,7 +24,7 @@ from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.upstream import Send
 from gateway.proxy.watch import Receive, abandoned_with_client, impatient
-from gateway.types import Principal, Scope
+from gateway.types import Principal, Scope, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -126,10 +126,10 @@ class InferenceEntry:
         if call.method != "POST":
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
         call.body = await self._body(call, receive)
-        call.priority = call.asked_priority()
+        priority = call.asked_priority()
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
-        call.stream, call.prefix = asked.stream, asked.prefix
+        call.stream, call.wish = asked.stream, Wish(asked.prefix, priority)
         call.endpoint = self._resolve(asked.model, principal.may_use).name
         if asked.stream and call.path in USAGE_OPTION_ROUTES:
             call.body, call.hides_usage = with_usage(call.body, asked)

@@ -1,78 +1,25 @@
 """Demand: what is asked of each endpoint this instant, and the leases that hand its workers to requests.
 
-One owner of all counts. A request asks for a lease; it gets the ready worker of its endpoint with the fewest requests
-in flight, or waits in the endpoint's queue, oldest first. Every lease that is given comes back, whatever happens to
-the request, because whoever asks for one gives it back in a `finally`.
+One owner of all counts. A request asks for a lease; it gets the worker of its endpoint that suits it best
+(`balance`), or waits in the endpoint's queue (`queue`). Every lease that is given comes back, whatever happens to the
+request, because whoever asks for one gives it back in a `finally`.
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import msgspec
-
 from gateway.errors import EndpointFailed, GatewayError, NoWorker, TooManyRequests, sentences
+from gateway.scheduling.queue import Queue, Waiter
+from gateway.scheduling.slots import Lease, Slot, Team, incarnation
 from gateway.scheduling.types import RETRY_FAILED_SECONDS
+from gateway.types import Wish
 from worker_manager.contract import Failure, ObservedWorker, WorkerState
 
-
-class Slot:
-    """A worker as requests see it: where it listens and how many it is serving."""
-
-    def __init__(self, worker: ObservedWorker, socket: Path, now: float) -> None:
-        self.id = worker.spec.id
-        self.endpoint = worker.spec.endpoint
-        self.incarnation = _incarnation(worker)
-        self.socket = socket
-        self.state = worker.state
-        self.draining = False
-        self.unreachable_until = 0.0
-        self.in_flight = 0
-        self.last_used = now
-        self.loading_since: float | None = None
-
-    def takes_requests(self, ceiling: int, now: float) -> bool:
-        """Whether a request may be sent there now."""
-        serving = self.state is WorkerState.READY and not self.draining
-        return serving and self.in_flight < ceiling and self.unreachable_until <= now
-
-
-class Lease:
-    """The right to send one request to one worker; `Demand.release` takes it back."""
-
-    def __init__(self, slot: Slot, waited: float) -> None:
-        self.slot = slot
-        self.waited = waited
-        """Seconds the request waited for it."""
-
-
-class Waiter(msgspec.Struct):
-    """A request in an endpoint's queue."""
-
-    granted: asyncio.Future[Slot]
-    since: float
-    avoid: frozenset[str] = frozenset()
-    """Incarnations of workers that have failed this request just now."""
-
-    def avoided(self, now: float) -> frozenset[str]:
-        """Whom to avoid still: a worker that lives on after all may be asked once more after a moment."""
-        return self.avoid if now - self.since < UNREACHABLE_SECONDS else frozenset()
-
-
-class Queue(msgspec.Struct):
-    """An endpoint as requests see it."""
-
-    per_worker: int
-    waiters: deque[Waiter] = msgspec.field(default_factory=deque)
-    warm_until: float | None = None
-    ordered_at: float | None = None
-    """When somebody last asked for a start; failures before that no longer count."""
-    stopped: bool = False
-    """Somebody asked for its workers to go; the next request that waits ends that."""
-    last_load_seconds: float | None = None
-    """How long its last worker took to become ready: what Retry-After and ETA are made of."""
+DEFAULT_RETRY_SECONDS = 30.0
+NOBODY: frozenset[str] = frozenset()
+ANY = Wish()
 
 
 class Demand:
@@ -84,9 +31,15 @@ class Demand:
         self._clock = clock
         self.queues: dict[str, Queue] = {}
         self.slots: dict[str, Slot] = {}
+        self._teams: dict[str, Team] = {}
+        """The same slots, by endpoint."""
+        self._waiting = 0
+        """Waiters in all queues."""
         self._failures: dict[str, tuple[Failure, float]] = {}
         self.changed: Callable[[], None] = lambda: None
         """Called when the planner should look again."""
+        self.unreachable: Callable[[Slot], None] = lambda _: None
+        """Called with a worker that did not take a connection: whoever probes it says `mark_reachable`."""
 
     # what the endpoints are
 
@@ -111,7 +64,7 @@ class Demand:
             self._set_worker(worker, now)
         gone = [worker_id for worker_id in self.slots if worker_id not in seen]
         for worker_id in gone:
-            del self.slots[worker_id]
+            self._forget(self.slots.pop(worker_id))
         self._tell_the_hopeless(now)
         self._grant_everywhere()
         return gone
@@ -119,13 +72,11 @@ class Demand:
     def _set_worker(self, worker: ObservedWorker, now: float) -> None:
         slot = self.slots.get(worker.spec.id)
         if slot is None:
-            socket = self._engines / worker.socket
-            slot = self.slots[worker.spec.id] = Slot(worker, socket, now)
+            slot = self.slots[worker.spec.id] = Slot(worker, self._engines / worker.socket, now)
+            self._teams.setdefault(slot.endpoint, Team()).add(slot)
         queue = self.queues.get(slot.endpoint)
-        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, _incarnation(worker)):
-            slot.unreachable_until = 0.0
-            slot.incarnation = _incarnation(worker)
-            slot.last_used = now
+        if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, incarnation(worker)):
+            slot.begin_anew(incarnation(worker), now)
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
@@ -133,6 +84,15 @@ class Demand:
         slot.state = worker.state
         if worker.failure is not None and _is_hopeless(worker):
             self._failures[slot.endpoint] = (worker.failure, worker.since)
+
+    def _forget(self, slot: Slot) -> None:
+        team = self._teams[slot.endpoint]
+        team.remove(slot)
+        if not any(team):
+            del self._teams[slot.endpoint]
+
+    def _team(self, endpoint: str) -> Iterable[Slot]:
+        return self._teams.get(endpoint, ())
 
     def _tell_the_hopeless(self, now: float) -> None:
         """Waiters of an endpoint whose only worker just failed learn why instead of waiting in vain."""
@@ -155,7 +115,7 @@ class Demand:
 
     def _has_other_hope(self, endpoint: str) -> bool:
         hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
-        return any(slot.endpoint == endpoint and slot.state not in hopeless for slot in self.slots.values())
+        return any(slot.state not in hopeless for slot in self._team(endpoint))
 
     def set_draining(self, draining: frozenset[str]) -> None:
         """Give no more leases on these workers."""
@@ -164,14 +124,24 @@ class Demand:
         self._grant_everywhere()
 
     def mark_unreachable(self, worker_id: str) -> None:
-        """Take a worker that did not accept a connection out of rotation for a moment.
+        """Take a worker that did not accept a connection out of rotation, until a probe gets through or it restarts."""
+        slot = self.slots.get(worker_id)
+        if slot is not None and slot.reachable:
+            slot.reachable = False
+            self.unreachable(slot)
+            self.changed()
 
-        If it is dead the manager says so before the moment is over; if it is not, it is tried again.
-        """
+    def is_unreachable(self, worker_id: str) -> bool:
+        """Whether the worker is there and out of rotation."""
+        slot = self.slots.get(worker_id)
+        return slot is not None and not slot.reachable
+
+    def mark_reachable(self, worker_id: str) -> None:
+        """A probe has got through: requests may go there again."""
         slot = self.slots.get(worker_id)
         if slot is not None:
-            slot.unreachable_until = self._clock() + UNREACHABLE_SECONDS
-            self.changed()
+            slot.reachable = True
+            self._grant_everywhere()
 
     def tick(self) -> None:
         """Look again at what time alone may have changed."""
@@ -181,7 +151,8 @@ class Demand:
 
     def in_flight(self, endpoint: str) -> int:
         """Requests on workers of this endpoint that are not draining."""
-        return sum(slot.in_flight for slot in self.slots.values() if slot.endpoint == endpoint and not slot.draining)
+        team = self._teams.get(endpoint)
+        return team.in_flight() if team is not None else 0
 
     def poke(self, endpoint: str, seconds: float) -> None:
         """Want one worker for some seconds even without a request; one that failed gets a new try at once."""
@@ -198,20 +169,26 @@ class Demand:
             queue.warm_until, queue.stopped = None, not queue.waiters
             self.changed()
 
-    def try_acquire(self, endpoint: str, avoid: frozenset[str] = frozenset()) -> Lease | None:
+    def try_acquire(self, endpoint: str, avoid: frozenset[str] = NOBODY, wish: Wish = ANY) -> Lease | None:
         """A lease if a worker is free this instant and nobody waits before us who could have it."""
         queue = self.queues.get(endpoint)
-        if queue is None or any(not waiter.avoid for waiter in queue.waiters):
+        if queue is None:
             return None
-        slot = self._pick(endpoint, queue, avoid)
-        return self._lease(slot) if slot is not None else None
+        now = self._clock()
+        if self._waiting and not all(waiter.avoided(now) for waiter in queue.waiters):
+            return None
+        slot = self._take(endpoint, queue, avoid, wish, now)
+        return Lease(slot, 0.0) if slot is not None else None
 
     def acquire_worker(self, worker_id: str) -> Lease | None:
         """A lease on this very worker if it is ready, drained or not: it alone holds what is asked for."""
         slot = self.slots.get(worker_id)
-        return self._lease(slot) if slot is not None and slot.state is WorkerState.READY else None
+        if slot is None or slot.state is not WorkerState.READY:
+            return None
+        slot.in_flight += 1
+        return Lease(slot, 0.0)
 
-    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str] = frozenset()) -> Lease:
+    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str] = NOBODY, wish: Wish = ANY) -> Lease:
         """A lease on a worker of this endpoint, after waiting at most so many seconds; give it back with `release`.
 
         Raises EndpointFailed where waiting is in vain, TooManyRequests where the queue is full, NoWorker when the
@@ -220,11 +197,12 @@ class Demand:
         queue = self.queues.get(endpoint)
         if queue is None:
             raise NoWorker(f"The endpoint '{endpoint}' was deleted", retry_after=60)
-        lease = self.try_acquire(endpoint, avoid)
+        lease = self.try_acquire(endpoint, avoid, wish)
         if lease is not None:
             return lease
         self._admit(endpoint, queue)
-        return await self._wait(endpoint, queue, seconds, avoid)
+        waiter = Waiter(asyncio.get_running_loop().create_future(), self._clock(), wish, avoid)
+        return await self._wait(endpoint, queue, seconds, waiter)
 
     def _admit(self, endpoint: str, queue: Queue) -> None:
         if len(queue.waiters) >= self._max_waiting:
@@ -238,9 +216,9 @@ class Demand:
             if now - failed[1] < RETRY_FAILED_SECONDS:
                 raise endpoint_failed(endpoint, failed[0], failed[1], now)
 
-    async def _wait(self, endpoint: str, queue: Queue, seconds: float, avoid: frozenset[str]) -> Lease:
-        waiter = Waiter(asyncio.get_running_loop().create_future(), self._clock(), avoid)
-        queue.waiters.append(waiter)
+    async def _wait(self, endpoint: str, queue: Queue, seconds: float, waiter: Waiter) -> Lease:
+        queue.waiters.add(waiter)
+        self._waiting += 1
         queue.stopped = False
         self.changed()
         try:
@@ -257,10 +235,13 @@ class Demand:
             self._take_back(waiter)
             raise
         finally:
-            if waiter in queue.waiters:
-                queue.waiters.remove(waiter)
+            self._leave(queue, waiter)
             self.changed()
         return Lease(slot, self._clock() - waiter.since)
+
+    def _leave(self, queue: Queue, waiter: Waiter) -> None:
+        if queue.waiters.discard(waiter):
+            self._waiting -= 1
 
     def _take_back(self, waiter: Waiter) -> None:
         """A slot that was granted in the very moment the waiter gave up goes to the next one."""
@@ -275,44 +256,38 @@ class Demand:
         slot.in_flight -= 1
         slot.last_used = self._clock()
         queue = self.queues.get(slot.endpoint)
-        if queue is not None and queue.waiters:
+        if self._waiting and queue is not None and queue.waiters:
             self._grant(slot.endpoint, queue)
         # an idle worker matters to the planner at once only where somebody waits for its place
-        if slot.in_flight == 0 and (slot.draining or any(other.waiters for other in self.queues.values())):
+        if slot.in_flight == 0 and (slot.draining or self._waiting):
             self.changed()
 
-    @staticmethod
-    def _lease(slot: Slot) -> Lease:
-        slot.in_flight += 1
-        return Lease(slot, 0.0)
-
-    def _pick(self, endpoint: str, queue: Queue, avoid: frozenset[str]) -> Slot | None:
-        now = self._clock()
-        best: Slot | None = None
-        for slot in self.slots.values():
-            if slot.endpoint != endpoint or slot.incarnation in avoid or not slot.takes_requests(queue.per_worker, now):
-                continue
-            if best is None or slot.in_flight < best.in_flight:
-                best = slot
-        return best
+    def _take(self, endpoint: str, queue: Queue, avoid: frozenset[str], wish: Wish, now: float) -> Slot | None:
+        team = self._teams.get(endpoint)
+        return team.take(queue.per_worker, avoid, wish.prefix, now) if team is not None else None
 
     def _grant_everywhere(self) -> None:
-        for name, queue in self.queues.items():
-            if queue.waiters:
-                self._grant(name, queue)
+        if self._waiting:
+            for name, queue in self.queues.items():
+                if queue.waiters:
+                    self._grant(name, queue)
 
     def _grant(self, endpoint: str, queue: Queue) -> None:
         now = self._clock()
-        for waiter in list(queue.waiters):
-            slot = self._pick(endpoint, queue, waiter.avoided(now))
-            if slot is None:
-                if waiter.avoid:
-                    continue  # those behind it are not as choosy
-                return
-            queue.waiters.remove(waiter)
-            if not waiter.granted.done():
-                slot.in_flight += 1
+        served: list[Waiter] = []
+        for waiter in queue.waiters.in_order(now):
+            if waiter.granted.done():
+                continue  # refused or cancelled, and about to leave
+            avoid = waiter.avoided(now)
+            slot = self._take(endpoint, queue, avoid, waiter.wish, now)
+            if slot is not None:
                 waiter.granted.set_result(slot)
+                served.append(waiter)
+            elif not avoid:
+                break
+            # else those behind it are not as choosy
+        for waiter in served:
+            self._leave(queue, waiter)
 
     def _refuse_all(self, queue: Queue, error: GatewayError) -> None:
         for waiter in queue.waiters:
@@ -325,7 +300,7 @@ class Demand:
     def eta_seconds(self, endpoint: str) -> float | None:
         """Seconds until a worker that is loading should be ready; None where nothing was learned or nothing loads."""
         queue = self.queues.get(endpoint)
-        loads = [slot.loading_since for slot in self.slots.values() if slot.endpoint == endpoint and slot.loading_since]
+        loads = [slot.loading_since for slot in self._team(endpoint) if slot.loading_since]
         if queue is None or queue.last_load_seconds is None or not loads:
             return None
         return max(1.0, queue.last_load_seconds - (self._clock() - min(loads)))
@@ -335,15 +310,6 @@ class Demand:
         queue = self.queues.get(endpoint)
         learned = queue.last_load_seconds if queue is not None else None
         return self.eta_seconds(endpoint) or learned or DEFAULT_RETRY_SECONDS
-
-
-UNREACHABLE_SECONDS = 1.0
-DEFAULT_RETRY_SECONDS = 30.0
-
-
-def _incarnation(worker: ObservedWorker) -> str:
-    """A name for one life of a worker: it keeps its id when it starts again."""
-    return f"{worker.spec.id}@{worker.since}"
 
 
 def _is_hopeless(worker: ObservedWorker) -> bool:

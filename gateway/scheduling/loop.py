@@ -207,7 +207,7 @@ class Scheduler:
             stopped=queue.stopped,
             in_flight=self._demand.in_flight(endpoint.name),
             waiting=len(queue.waiters),
-            waiting_since=queue.waiters[0].since if queue.waiters else None,
+            waiting_since=queue.waiters.oldest_since(),
             warm_until=queue.warm_until,
             ordered_at=queue.ordered_at,
         )

@@ -13,14 +13,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import EndpointFailed, NoWorker, TooManyRequests
-from gateway.scheduling.demand import UNREACHABLE_SECONDS, Demand, Lease
+from gateway.scheduling.demand import ANY, Demand
+from gateway.scheduling.queue import AVOID_SECONDS, BATCH_PATIENCE_SECONDS, Waiter
+from gateway.scheduling.slots import Lease, Slot
 from gateway.scheduling.types import RETRY_FAILED_SECONDS
+from gateway.types import Priority, Wish
 from tests.support.planning import template
 from tests.support.waiting import wait_until_async
 from worker_manager.contract import Failure, FailureKind, ObservedWorker, Residency, WorkerState, spec_hash
 
 FAILURE = Failure(kind=FailureKind.OUT_OF_MEMORY_AT_LOAD, message="out of memory", hint="use a smaller model")
 NEVER = 3_600.0
+BATCH = Wish(priority=Priority.BATCH)
 
 
 class Clock:
@@ -73,13 +77,18 @@ def incarnations(demand: Demand, workers: Iterable[str]) -> frozenset[str]:
 
 @contextlib.asynccontextmanager
 async def waiting(
-    demand: Demand, number: int, endpoint: str = "a", seconds: float = NEVER, avoid: Iterable[str] = ()
+    demand: Demand,
+    number: int,
+    endpoint: str = "a",
+    seconds: float = NEVER,
+    avoid: Iterable[str] = (),
+    wish: Wish = ANY,
 ) -> AsyncIterator[list[asyncio.Task[Lease]]]:
     """So many requests that wait in the endpoint's queue, in order; cancelled at the end."""
     before = len(demand.queues[endpoint].waiters)
     tasks = []
     for more in range(1, number + 1):
-        tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, incarnations(demand, avoid))))
+        tasks.append(asyncio.create_task(demand.acquire(endpoint, seconds, incarnations(demand, avoid), wish)))
         await wait_until_async(functools.partial(_are_waiting, demand, endpoint, before + more))
     try:
         yield tasks
@@ -178,13 +187,38 @@ async def test_only_a_request_about_its_own_response_reaches_a_draining_worker()
     assert demand.acquire_worker("nobody") is None
 
 
-async def test_an_unreachable_worker_is_left_alone_for_a_moment() -> None:
+async def test_an_unreachable_worker_is_left_alone_until_a_probe_gets_through_and_is_reported_once() -> None:
     clock = Clock()
     demand = made(seen("w1"), clock=clock)
+    reported: list[str] = []
+    demand.unreachable = lambda slot: reported.append(slot.id)
     demand.mark_unreachable("w1")
-    assert demand.try_acquire("a") is None
-    clock.now += UNREACHABLE_SECONDS
+    demand.mark_unreachable("w1")
+    assert reported == ["w1"]
+    clock.now += 1_000
+    async with waiting(demand, 1) as (task,):
+        demand.tick()
+        assert demand.is_unreachable("w1")
+        assert not task.done()
+        demand.mark_reachable("w1")
+        assert await granted(task) == "w1"
+    assert not demand.is_unreachable("w1")
+
+
+async def test_a_worker_that_started_anew_needs_no_probe() -> None:
+    demand = made(seen("w1"))
+    demand.mark_unreachable("w1")
+    demand.set_workers([seen("w1", since=901.0)])
     assert demand.try_acquire("a") is not None
+
+
+async def test_a_worker_that_is_gone_is_neither_reachable_nor_unreachable() -> None:
+    demand = made(seen("w1"))
+    demand.mark_unreachable("w1")
+    demand.set_workers([])
+    assert not demand.is_unreachable("w1")
+    demand.mark_reachable("w1")
+    assert demand.try_acquire("a") is None
 
 
 async def test_a_lease_on_a_worker_that_has_gone_meanwhile_comes_back_all_the_same() -> None:
@@ -236,9 +270,88 @@ async def test_a_worker_that_failed_a_request_and_lives_on_is_tried_again_after_
     async with waiting(demand, 1, avoid=["w1"]) as (task,):
         demand.tick()
         assert not task.done()
-        clock.now += UNREACHABLE_SECONDS
+        clock.now += AVOID_SECONDS
         demand.tick()
         assert await granted(task) == "w1"
+
+
+# priority
+
+
+async def test_interactive_requests_go_before_batch_and_within_one_priority_the_oldest_first() -> None:
+    demand = made(seen("w1"), per_worker=1)
+    lease = await demand.acquire("a", 1)
+    async with waiting(demand, 2, wish=BATCH) as batch, waiting(demand, 2) as interactive:
+        for task in (*interactive, *batch):
+            demand.release(lease)
+            assert await granted(task) == "w1"
+            lease = task.result()
+
+
+async def test_a_batch_request_that_has_waited_long_enough_goes_before_younger_interactive_ones() -> None:
+    clock = Clock()
+    demand = made(seen("w1"), per_worker=1, clock=clock)
+    lease = await demand.acquire("a", 1)
+    async with waiting(demand, 1) as (oldest,), waiting(demand, 1, wish=BATCH) as (batch,):
+        clock.now += BATCH_PATIENCE_SECONDS
+        async with waiting(demand, 1) as (youngest,), waiting(demand, 1, wish=BATCH) as (young_batch,):
+            for task in (oldest, batch, youngest, young_batch):
+                demand.release(lease)
+                assert await granted(task) == "w1"
+                lease = task.result()
+
+
+async def test_the_planner_sees_who_has_waited_longest_whatever_its_priority() -> None:
+    clock = Clock()
+    demand = made(clock=clock)
+    assert demand.queues["a"].waiters.oldest_since() is None
+    async with waiting(demand, 1, wish=BATCH):
+        clock.now += 5
+        async with waiting(demand, 1):
+            assert demand.queues["a"].waiters.oldest_since() == clock.now - 5
+
+
+# what workers have read
+
+
+def _given(demand: Demand, prefix: bytes) -> str:
+    """The worker that a prompt gets; its lease goes back at once."""
+    lease = demand.try_acquire("a", wish=Wish(prefix))
+    assert lease is not None
+    demand.release(lease)
+    return lease.slot.id
+
+
+async def test_a_conversation_stays_with_the_worker_that_has_read_its_beginning() -> None:
+    demand = made(seen("w1"), seen("w2"), seen("w3"), per_worker=9)
+    talks = [bytes([65 + number]) * 300 for number in range(6)]
+    homes = [_given(demand, talk) for talk in talks]
+    for turn in range(1, 6):
+        assert [_given(demand, talk + bytes([97 + turn]) * 200 * turn) for talk in talks] == homes
+        talks = [talk + bytes([97 + turn]) * 200 * turn for talk in talks]
+
+
+async def test_a_worker_that_started_anew_has_read_nothing() -> None:
+    demand = made(seen("w1"), seen("w2"))
+    home = _given(demand, b"x" * 500)
+    assert len(demand.slots[home].memory)
+    demand.set_workers([seen("w1", since=901.0), seen("w2", since=901.0)])
+    assert not len(demand.slots[home].memory)
+
+
+async def test_a_lone_worker_costs_no_look_at_the_prompt() -> None:
+    demand = made(seen("w1"))
+    assert _given(demand, b"x" * 500) == "w1"
+    assert not len(demand.slots["w1"].memory)
+    demand.set_workers([seen("w1"), seen("w2", state=WorkerState.LOADING)])
+    assert _given(demand, b"x" * 500) == "w1"
+    assert len(demand.slots["w1"].memory), "what is read while a second worker loads is remembered"
+
+
+async def test_the_same_prompt_for_another_endpoint_is_another_prompt() -> None:
+    demand = made(seen("w1"), seen("w2"), seen("w3", "b"), seen("w4", "b"))
+    assert _given(demand, b"x" * 500) in {"w1", "w2"}
+    assert not len(demand.slots["w3"].memory) + len(demand.slots["w4"].memory)
 
 
 # giving up
@@ -424,6 +537,9 @@ async def test_a_stop_lasts_until_the_next_request_waits() -> None:
 
 IDS = st.sampled_from(["w1", "w2", "w3"])
 STATES = st.sampled_from(WorkerState)
+WISHES = st.builds(
+    Wish, st.sampled_from([b"", b"a" * 200, b"a" * 200 + b"b" * 600, b"b" * 2_000]), st.sampled_from(Priority)
+)
 
 
 class AnyDemand(RuleBasedStateMachine):
@@ -436,6 +552,8 @@ class AnyDemand(RuleBasedStateMachine):
         self.demand = made(seen("w1"), per_worker=2, max_waiting=4, clock=self.clock)
         self.tasks: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
+        self.closed: dict[Slot, int] = {}
+        """Requests on the workers that served nobody when looked at last."""
 
     def turn(self) -> None:
         """Let the loop run until everything that can happen has, and take the leases that were given."""
@@ -450,18 +568,18 @@ class AnyDemand(RuleBasedStateMachine):
             if not task.cancelled() and task.exception() is None:
                 self.leases.append(task.result())
 
-    @rule(avoid=st.frozensets(IDS, max_size=1), turn=st.booleans())
-    def ask(self, avoid: frozenset[str], *, turn: bool) -> None:
+    @rule(avoid=st.frozensets(IDS, max_size=1), wish=WISHES, turn=st.booleans())
+    def ask(self, avoid: frozenset[str], wish: Wish, *, turn: bool) -> None:
         async def begin() -> asyncio.Task[Lease]:
-            return asyncio.create_task(self.demand.acquire("a", NEVER, incarnations(self.demand, avoid)))
+            return asyncio.create_task(self.demand.acquire("a", NEVER, incarnations(self.demand, avoid), wish))
 
         self.tasks.append(self.runner.run(begin()))
         if turn:
             self.turn()
 
-    @rule()
-    def try_at_once(self) -> None:
-        lease = self.demand.try_acquire("a")
+    @rule(wish=WISHES)
+    def try_at_once(self, wish: Wish) -> None:
+        lease = self.demand.try_acquire("a", wish=wish)
         if lease is not None:
             assert lease.slot.state is WorkerState.READY
             assert not lease.slot.draining
@@ -498,10 +616,20 @@ class AnyDemand(RuleBasedStateMachine):
     def wait(self, seconds: float) -> None:
         self.clock.now += seconds
         self.demand.tick()
+        for waiter in self.demand.queues["a"].waiters if "a" in self.demand.queues else ():
+            if not waiter.granted.done():
+                assert not any(self.could_serve(slot, waiter) for slot in self.demand.slots.values()), "nobody starves"
+
+    def could_serve(self, slot: Slot, waiter: Waiter) -> bool:
+        return slot.serves() and slot.in_flight < 2 and slot.incarnation not in waiter.avoided(self.clock.now)
 
     @rule(worker=IDS)
     def lose_reach(self, worker: str) -> None:
         self.demand.mark_unreachable(worker)
+
+    @rule(worker=IDS)
+    def regain_reach(self, worker: str) -> None:
+        self.demand.mark_reachable(worker)
 
     @rule(there=st.booleans())
     def register_or_delete(self, *, there: bool) -> None:
@@ -514,6 +642,12 @@ class AnyDemand(RuleBasedStateMachine):
     @invariant()
     def counts_are_never_negative_and_never_over_the_ceiling(self) -> None:
         assert all(0 <= slot.in_flight <= 2 for slot in self.demand.slots.values())
+
+    @invariant()
+    def whoever_serves_nobody_gets_no_lease(self) -> None:
+        closed = {slot: slot.in_flight for slot in self.demand.slots.values() if not slot.serves()}
+        assert all(in_flight <= self.closed.get(slot, in_flight) for slot, in_flight in closed.items())
+        self.closed = closed
 
     def teardown(self) -> None:
         for task in self.tasks:

@@ -16,7 +16,8 @@ from gateway.proxy.dialects import OPENAI, RESPONSES, Dialect
 from gateway.proxy.pool import IDLE_LIMIT, Pool
 from gateway.proxy.relay import Relay
 from gateway.proxy.upstream import Connection
-from gateway.scheduling.demand import Demand, Lease
+from gateway.scheduling.demand import Demand
+from gateway.scheduling.slots import Lease
 from gateway.settings import Settings
 from tests.support.planning import template
 from tests.support.processes import short_folder

@@ -39,6 +39,7 @@ from gateway.proxy.watch import impatient
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Scheduler
 from gateway.settings import Settings
+from gateway.sizes import Sizes
 from worker_manager.contract import DownloadSpec
 
 log = structlog.get_logger(__name__)
@@ -57,7 +58,7 @@ class Gateway:
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.registry = Registry(EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib)
         self.demand = Demand(settings.engines_folder().absolute(), settings.max_waiting)
-        self.catalogue = Catalogue(self.registry)
+        self.catalogue = Catalogue(self.registry, Sizes(settings.gpu_margin_mib))
         self.manager = ManagerClient(settings.manager_socket())
         self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
         self.pool = Pool(settings.connect_seconds)

@@ -2,18 +2,25 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
+
+import msgspec
 
 from gateway.endpoints.registry import Registry
+from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
 from gateway.endpoints.status import EndpointStatus, WorkerView
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import GatewayError, sentences
-from gateway.memory import cpu_need, gpu_need
+from gateway.memory.host import cpu_need
+from gateway.memory.plan import Unfit
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.types import WantedEndpoint
+from gateway.sizes import Sizes, WorkerSize
 from worker_manager.contract import (
     Download,
     DownloadState,
+    HostFacts,
     ObservedSet,
     ObservedWorker,
     WorkerSpec,
@@ -31,8 +38,9 @@ COMING = frozenset(
 class Catalogue:
     """Knows every endpoint's worker template and promise."""
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, registry: Registry, sizes: Sizes, clock: Callable[[], float] = time.time) -> None:
         self._registry = registry
+        self._sizes = sizes
         self._clock = clock
         self._facts: dict[tuple[str, str | None], tuple[float, ModelFacts | None, str]] = {}
 
@@ -53,32 +61,54 @@ class Catalogue:
         self._facts[key] = (self._clock(), found, why)
         return found, why
 
-    def wanted(self) -> tuple[WantedEndpoint, ...]:
-        """Every endpoint for the planner, without its demand."""
-        return tuple(self._wanted(endpoint.spec) for endpoint in self._registry.all())
+    def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
+        """Every endpoint for the planner, sized for this machine and without its demand."""
+        return tuple(self._wanted(endpoint.spec, host) for endpoint in self._registry.all())
 
-    def _wanted(self, spec: EndpointSpec) -> WantedEndpoint:
+    def size(self, spec: EndpointSpec, host: HostFacts) -> WorkerSize | Unfit | None:
+        """How its workers are sized; None while its model is not here."""
+        facts, _ = self.facts(spec)
+        return self._sizes.of(spec, facts, host) if facts is not None else None
+
+    def _wanted(self, spec: EndpointSpec, host: HostFacts) -> WantedEndpoint:
         facts, why = self.facts(spec)
-        gpus = spec.gpus or 0
-        promise = round(spec.gpu_memory_gib * 1024) if spec.gpu_memory_gib is not None else None
-        return WantedEndpoint(
+        found = self._sizes.of(spec, facts, host) if facts is not None else None
+        unfit = sentences(found.reason, found.advice) if isinstance(found, Unfit) else ""
+        base = WantedEndpoint(
             name=spec.name,
-            template=template(spec, facts, promise) if facts is not None else None,
-            blocked=why if facts is None else "",
-            gpus=gpus,
-            promise_mib=_promise(gpus, promise, facts),
-            whole_card=gpus > 0 and promise is None,
+            template=None,
+            blocked=unfit or why,
+            unfit=unfit,
+            gpus=gpus_of(spec, host),
             min_workers=spec.min_workers,
             max_workers=spec.max_workers,
             per_worker=spec.per_worker,
             idle_seconds=spec.idle_seconds,
             priority=spec.priority,
         )
+        if facts is None or not isinstance(found, WorkerSize):
+            return base
+        promise = promised_mib(spec) if found.gpus else None
+        return msgspec.structs.replace(
+            base,
+            template=template(spec, facts, promise),
+            blocked="",
+            gpus=found.gpus,
+            promise_mib=found.least_mib,
+            most_mib=found.most_mib if promise is None and found.gpus else None,
+            whole_card=found.gpus > 0 and found.most_mib is None,
+            max_model_len=found.max_model_len if found.is_cut else None,
+        )
 
-    def host_promises(self) -> dict[str, int]:
+    def host_promises(self, host: HostFacts) -> dict[str, int]:
         """MiB of host memory by model path, for workers on the CPUs."""
-        found = (self.facts(endpoint.spec)[0] for endpoint in self._registry.all())
-        return {facts.path: cpu_need(facts.weights_mib) for facts in found if facts is not None}
+        found: dict[str, int] = {}
+        for endpoint in self._registry.all():
+            facts, _ = self.facts(endpoint.spec)
+            if facts is not None:
+                need = cpu_need(facts.weights_mib, cpu_cache_mib(endpoint.spec, host))
+                found[facts.path] = max(found.get(facts.path, 0), need)
+        return found
 
     def ceilings(self) -> dict[str, int]:
         """`per_worker` of each endpoint."""
@@ -99,17 +129,10 @@ def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> 
         engine=spec.engine,
         model=facts.path,
         served_names=(spec.name,),  # aliases are ours: making one touches no worker
-        gpu_memory_mib=promise_mib if spec.gpus else None,
+        gpu_memory_mib=promise_mib,
         max_model_len=spec.max_model_len,
         args=spec.engine_args,
     )
-
-
-def _promise(gpus: int, promise_mib: int | None, facts: ModelFacts | None) -> int:
-    weights = facts.weights_mib if facts is not None else 0
-    if gpus == 0:
-        return cpu_need(weights)
-    return promise_mib if promise_mib is not None else gpu_need(weights, gpus)
 
 
 class EndpointStatuses:
@@ -132,8 +155,14 @@ class EndpointStatuses:
             workers=tuple(self._worker(worker) for worker in workers),
             waiting=len(queue.waiters) if queue else 0,
             eta_seconds=self._demand.eta_seconds(spec.name),
+            memory=self._memory(spec, observed),
             learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
         )
+
+    def _memory(self, spec: EndpointSpec, observed: ObservedSet | None) -> dict[str, Any] | None:
+        """The memory plan in numbers; None while the machine or the model is not known, or where nothing fits."""
+        found = self._catalogue.size(spec, observed.host) if observed is not None else None
+        return msgspec.to_builtins(found) if isinstance(found, WorkerSize) else None
 
     def _worker(self, worker: ObservedWorker) -> WorkerView:
         slot = self._demand.slots.get(worker.spec.id)
@@ -159,8 +188,15 @@ class EndpointStatuses:
         facts, why = self._catalogue.facts(spec)
         if facts is None:
             return self._state_of_download(spec, observed, why)
+        return self._state_of_nothing(spec, observed)
+
+    def _state_of_nothing(self, spec: EndpointSpec, observed: ObservedSet | None) -> tuple[str, str]:
+        """No worker, though the model is here."""
         if observed is None:
             return "cold", "the worker manager has not been seen yet"
+        size = self._catalogue.size(spec, observed.host)
+        if isinstance(size, Unfit):
+            return "failed", sentences(size.reason, size.advice)
         return "cold", self._why_waiting(spec.name)
 
     def _state_of_download(self, spec: EndpointSpec, observed: ObservedSet | None, why: str) -> tuple[str, str]:

@@ -72,6 +72,7 @@ class Manager:
             memory_available_mib=available,
             models_disk_free_mib=host.disk_free_mib(self.settings.models),
             images=self.images,
+            cpu_kv_cache_mib=max(1, round(self.settings.cpu_kv_cache_gib)) * 1024,
         )
 
     @contextlib.asynccontextmanager

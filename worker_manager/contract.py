@@ -33,6 +33,11 @@ WorkerId = Annotated[str, msgspec.Meta(pattern=WORKER_ID_PATTERN)]
 ModelPath = Annotated[str, msgspec.Meta(pattern=MODEL_PATH_PATTERN, max_length=256)]
 FlagValue = str | int | float | bool
 
+GPU_CONTEXT_MIB = 512
+"""What CUDA itself holds on each GPU of an engine before vLLM takes its first look at the memory. vLLM neither counts
+it nor keeps it within `--gpu-memory-utilization` (0.32: v1/worker/gpu_worker takes its first snapshot after the device
+is set), so a promise has to."""
+
 ENGINE_SOCKET = "engine.sock"
 """Name of an engine's socket inside its own folder below the engines folder: `<engines>/<worker id>/engine.sock`."""
 
@@ -135,6 +140,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gpu_memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """MiB promised to this worker on each of its GPUs."""
     max_model_len: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    is_length_chosen: bool = False
+    """`max_model_len` was chosen to fit the memory; nobody asked for it."""
     args: dict[str, FlagValue] = {}
 
 
@@ -192,6 +199,24 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     models_disk_free_mib: int = 0
     images: tuple[str, ...] = ()
     """Engine images on the allow-list that are present on this machine."""
+    engine: str = ""
+    """What a worker without an image of its own will run: the default image's digest; empty where that is not known."""
+    cpu_kv_cache_mib: int = 0
+    """KV cache of an engine on the CPUs; 0: not told."""
+
+
+class MeasuredMemory(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine said and showed of its memory at its start; MiB on each GPU, None where it did not tell."""
+
+    engine: str
+    """The engine's identity: its image's digest, or the version it named."""
+    weights_mib: int | None = None
+    kv_cache_mib: int | None = None
+    kv_cache_tokens: int | None = None
+    max_model_len: int | None = None
+    graphs_mib: int | None = None
+    used_mib: int | None = None
+    """By NVML, on the card where it holds most; None where NVML does not tell whose memory it is."""
 
 
 class SleepFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +261,8 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """GPU memory its processes hold now, MiB on each of its cards (the most of them); None where NVML can't tell."""
     sleep: SleepFacts | None = None
     """None until it slept for the first time."""
+    measured: MeasuredMemory | None = None
+    """Once READY, where the log of its start was there to be read."""
 
 
 class DownloadState(StrEnum):

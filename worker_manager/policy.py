@@ -133,6 +133,13 @@ def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str)
                 "ask for less memory, or for more GPUs",
                 FailureKind.OUT_OF_MEMORY_AT_LOAD,
             )
+    cache = spec.args.get("kv-cache-memory-bytes", 0)
+    if spec.gpu_memory_mib is not None and isinstance(cache, int) and cache > spec.gpu_memory_mib * MIB:
+        raise PolicyRefusal(
+            f"kv-cache-memory-bytes {cache} is more than the {spec.gpu_memory_mib} MiB that the worker was promised",
+            "lower it, or leave it out",
+            FailureKind.BAD_FLAG,
+        )
     if len(set(spec.gpus)) != len(spec.gpus):
         raise PolicyRefusal("the same GPU was named twice for one worker")
 

@@ -3,11 +3,13 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.endpoints.weight_files import Stamp, WeightFiles
 from gateway.errors import BadRequest
+from gateway.memory.config import read_shape
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf")
 COMMIT = re.compile(r"[0-9a-f]{7,64}")
 CONFIG_LIMIT = 4 * 1024 * 1024
 """Bytes; a larger config.json is not one."""
@@ -18,6 +20,7 @@ class ModelsFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._read: dict[str, tuple[tuple[Stamp, dict[str, Any]], ModelFacts]] = {}
 
     def find(self, spec: EndpointSpec) -> ModelFacts | None:
         """The files of an endpoint's model; None if a hub model has not been downloaded yet.
@@ -69,7 +72,8 @@ class ModelsFolder:
         try:
             if config.stat().st_size > CONFIG_LIMIT:
                 raise ValueError("too large")
-            if not isinstance(json.loads(config.read_bytes()), dict):
+            values = json.loads(config.read_bytes())
+            if not isinstance(values, dict):
                 raise TypeError("not an object")
         except FileNotFoundError:
             raise BadRequest(
@@ -79,5 +83,11 @@ class ModelsFolder:
             ) from None
         except (ValueError, TypeError, RecursionError) as problem:
             raise BadRequest(f"The config.json of '{path}' cannot be read ({problem})", param="model") from None
-        weights = sum(item.stat().st_size for item in folder.iterdir() if item.suffix in WEIGHT_SUFFIXES)
-        return ModelFacts(path=path, weights_mib=-(-weights // 2**20))
+        files = WeightFiles(folder)
+        known = self._read.get(path)
+        if known is not None and known[0] == (files.stamp, values):
+            return known[1]
+        shape = read_shape(values)
+        facts = ModelFacts(path=path, weights=files.sum_up(shape), shape=shape, revision=files.revision(path))
+        self._read[path] = ((files.stamp, values), facts)
+        return facts

@@ -4,17 +4,19 @@ from difflib import get_close_matches
 
 import msgspec
 
+from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, gpus_of, promised_mib, size_of
 from gateway.endpoints.types import EndpointSpec, ModelFacts
-from gateway.errors import BadRequest
-from gateway.memory import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
+from gateway.errors import BadRequest, sentences
+from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
+from gateway.memory.plan import Unfit
 from worker_manager.contract import ENGINE_FLAGS, HostFacts, flag_problem
 
 
 def settle(spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
-    """Fill in what depends on the machine: `gpus` becomes 1 where there are GPUs, else 0."""
-    if spec.gpus is not None:
+    """Fill in what depends on the machine: without GPUs `gpus` becomes 0, else it stays open for the memory plan."""
+    if spec.gpus is not None or host.gpus:
         return spec
-    return msgspec.structs.replace(spec, gpus=1 if host.gpus else 0)
+    return msgspec.structs.replace(spec, gpus=0)
 
 
 def check(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int) -> None:
@@ -51,9 +53,9 @@ def _near(name: str) -> str:
 
 
 def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int) -> None:
-    wanted = spec.gpus or 0
+    wanted = gpus_of(spec, host)
     if wanted == 0:
-        _check_host_memory(host, model)
+        _check_host_memory(spec, host, model)
         if spec.gpu_memory_gib is not None:
             raise BadRequest("gpu_memory_gib means nothing with gpus 0: leave it out", param="gpu_memory_gib")
         return
@@ -64,25 +66,35 @@ def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, m
             + ("" if host.gpus else " (the CPUs serve then)"),
             param="gpus",
         )
-    _check_memory(spec, host, model, margin_mib, wanted)
-
-
-def _check_host_memory(host: HostFacts, model: ModelFacts | None) -> None:
-    room = host.memory_total_mib - HOST_MARGIN_MIB
-    if model is None or host.memory_total_mib == 0 or cpu_need(model.weights_mib) <= room:
+    promised = _check_promise(spec, host, margin_mib, wanted)
+    if model is None:
         return
-    raise BadRequest(
-        f"The model cannot fit: its weights are {model.weights_mib} MiB, on the CPUs that takes "
-        f"{cpu_need(model.weights_mib)} MiB of memory with all the engine needs, and of this machine's "
-        f"{host.memory_total_mib} MiB at most {room} can be promised. Take a smaller or quantised model, or GPUs",
-        param="model",
-    )
+    sizing = size_of(spec, model, host, margin_mib)
+    if isinstance(sizing, Unfit):
+        raise BadRequest(sentences(sizing.reason, sizing.advice), param=sizing.param)
+    if sizing is None:
+        _check_weights(spec, model, promised, wanted)
 
 
-def _check_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int, wanted: int) -> None:
-    cards = sorted((gpu.memory_total_mib - margin_mib for gpu in host.gpus), reverse=True)
-    largest = cards[wanted - 1]
-    promised = round(spec.gpu_memory_gib * 1024) if spec.gpu_memory_gib is not None else largest
+def _check_host_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None) -> None:
+    if model is None or host.memory_total_mib == 0:
+        return
+    room = host.memory_total_mib - HOST_MARGIN_MIB
+    need = cpu_need(model.weights_mib, cpu_cache_mib(spec, host))
+    if need > room:
+        raise BadRequest(
+            f"The model cannot fit: its weights are {model.weights_mib} MiB, on the CPUs that takes {need} MiB "
+            f"of memory with all the engine needs, and of this machine's {host.memory_total_mib} MiB at most {room} "
+            "can be promised. Take a smaller or quantised model, or GPUs",
+            param="model",
+        )
+
+
+def _check_promise(spec: EndpointSpec, host: HostFacts, margin_mib: int, wanted: int) -> int:
+    """MiB that a worker may have on each card."""
+    largest = sorted((gpu.memory_total_mib - margin_mib for gpu in host.gpus), reverse=True)[wanted - 1]
+    asked = promised_mib(spec)
+    promised = asked if asked is not None else largest
     if promised > largest:
         raise BadRequest(
             f"gpu_memory_gib {spec.gpu_memory_gib} is {promised} MiB on each of {wanted} GPU(s), but at most {largest} "
@@ -94,13 +106,26 @@ def _check_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None,
             f"{promised} MiB on a GPU are too little for any model: the engine itself needs {GPU_OVERHEAD_MIB} MiB",
             param="gpu_memory_gib" if spec.gpu_memory_gib is not None else "gpus",
         )
-    if model is None:
-        return
-    need = gpu_need(model.weights_mib, wanted)
+    cache = cache_flag_mib(spec)
+    if cache > promised - GPU_OVERHEAD_MIB:
+        raise BadRequest(
+            f"kv-cache-memory-bytes is {cache} MiB on each GPU, and a worker has {promised} MiB there, of which the "
+            f"engine itself needs {GPU_OVERHEAD_MIB}: lower it, or leave it out",
+            param="engine_args",
+        )
+    return promised
+
+
+def _check_weights(spec: EndpointSpec, model: ModelFacts, promised: int, wanted: int) -> None:
+    """For a model whose files tell no more than their size."""
+    cache = cache_flag_mib(spec)
+    need = gpu_need(model.weights_mib, wanted, cache)
     if need > promised:
+        plus = f" + {cache} MiB of KV cache (kv-cache-memory-bytes)" if cache else ""
         raise BadRequest(
             f"The model cannot fit: its weights are {model.weights_mib} MiB, over {wanted} GPU(s) that is "
-            f"{need - GPU_OVERHEAD_MIB} MiB each, plus at least {GPU_OVERHEAD_MIB} MiB to run, and each worker has "
-            f"{promised} MiB a GPU. Use more GPUs, raise gpu_memory_gib, or take a smaller or quantised model",
+            f"{need - GPU_OVERHEAD_MIB - cache} MiB each, plus at least {GPU_OVERHEAD_MIB} MiB to run{plus}, and each "
+            f"worker has {promised} MiB a GPU. Use more GPUs, raise gpu_memory_gib, or take a smaller or "
+            "quantised model",
             param="gpus" if spec.gpu_memory_gib is None else "gpu_memory_gib",
         )

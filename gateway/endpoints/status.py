@@ -34,6 +34,8 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int
     eta_seconds: float | None
     learned: dict[str, Any] = {}
+    memory: dict[str, Any] | None = None
+    """How a worker is sized, part by part."""
 
 
 class EndpointView(EndpointSpec, frozen=True, kw_only=True):

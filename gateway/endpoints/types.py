@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from gateway.memory.config import ModelShape
+from gateway.memory.weights import Weights
 from worker_manager.contract import FlagValue
 
 # \Z and not $, which would let a line feed in at the end
@@ -23,10 +25,11 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}\Z")] | None = None
     engine: Literal["vllm"] = "vllm"
     gpus: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
-    """GPUs of one worker; None: one where the machine has any, else none (the CPUs serve)."""
+    """GPUs of one worker; None: as few as hold the model where the machine has any, else none (the CPUs serve)."""
     gpu_memory_gib: Annotated[float, msgspec.Meta(gt=0)] | None = None
-    """GiB on each GPU for one worker; None: the whole card less the margin."""
+    """GiB on each GPU for one worker; None: what its model needs (gateway/memory/plan.py)."""
     max_model_len: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """Tokens of context; None: the model's own, or as many as fit."""
     engine_args: dict[str, FlagValue] = {}
     min_workers: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
     max_workers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -51,8 +54,16 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     """The folder relative to the models folder, as the manager wants it."""
-    weights_mib: int
-    """MiB of all weight files."""
+    weights: Weights
+    shape: ModelShape | None = None
+    """None where config.json does not tell what memory depends on."""
+    revision: str = ""
+    """Another one whenever the files are others: the commit, or a digest of names, sizes and times."""
+
+    @property
+    def weights_mib(self) -> int:
+        """MiB of the weights, loaded on one GPU or the CPUs."""
+        return -(-self.weights.total // 2**20)
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):

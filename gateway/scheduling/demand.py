@@ -36,6 +36,7 @@ class Demand:
         self._waiting = 0
         """Waiters in all queues."""
         self._failures: dict[str, tuple[Failure, float]] = {}
+        self._unfit: dict[str, str] = {}
         self.changed: Callable[[], None] = lambda: None
         """Called when the planner should look again."""
         self.unreachable: Callable[[Slot], None] = lambda _: None
@@ -143,6 +144,19 @@ class Demand:
             slot.reachable = True
             self._grant_everywhere()
 
+    def set_unfit(self, reasons: dict[str, str]) -> None:
+        """Endpoints no worker of which can start on this machine, and why: nobody waits for them."""
+        self._unfit = reasons
+        for name in reasons:
+            queue = self.queues.get(name)
+            if queue is not None and not self._has_other_hope(name):
+                self._refuse_all(queue, self._cannot_start(name))
+
+    def _cannot_start(self, endpoint: str) -> EndpointFailed:
+        return EndpointFailed(
+            f"The endpoint '{endpoint}' cannot be served: {self._unfit[endpoint]}", retry_after=DEFAULT_RETRY_SECONDS
+        )
+
     def tick(self) -> None:
         """Look again at what time alone may have changed."""
         self._grant_everywhere()
@@ -210,6 +224,8 @@ class Demand:
                 f"{len(queue.waiters)} requests wait for '{endpoint}' already (HOSTLER_MAX_WAITING): try again later",
                 retry_after=self.retry_after(endpoint),
             )
+        if endpoint in self._unfit and not self._has_other_hope(endpoint):
+            raise self._cannot_start(endpoint)
         failed = self._failed(endpoint)
         if failed is not None and not self._has_other_hope(endpoint):
             now = self._clock()

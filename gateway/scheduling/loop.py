@@ -15,7 +15,7 @@ import structlog
 
 from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
-from gateway.memory import cards
+from gateway.memory.host import cards
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.planner import plan
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
@@ -40,11 +40,11 @@ TICK_SECONDS = 1.0
 class Catalogue(Protocol):
     """What the scheduler has to know of the endpoints."""
 
-    def wanted(self) -> tuple[WantedEndpoint, ...]:
-        """Every endpoint with its template; demand is filled in by the scheduler."""
+    def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
+        """Every endpoint with its template, sized for this machine; demand is filled in by the scheduler."""
         ...
 
-    def host_promises(self) -> dict[str, int]:
+    def host_promises(self, host: HostFacts) -> dict[str, int]:
         """MiB of host memory by model path, for workers on the CPUs."""
         ...
 
@@ -172,7 +172,9 @@ class Scheduler:
         self._demand.tick()
         if self.observed is None:
             return TICK_SECONDS
-        decided = plan(self.situation(self.observed))
+        situation = self.situation(self.observed)
+        self._demand.set_unfit({endpoint.name: endpoint.unfit for endpoint in situation.endpoints if endpoint.unfit})
+        decided = plan(situation)
         self.last_plan = decided
         self._draining = decided.draining
         self._demand.set_draining(decided.draining)
@@ -192,10 +194,10 @@ class Scheduler:
         """Everything the planner may know, this instant."""
         return Situation(
             now=self._clock(),
-            endpoints=tuple(self._with_demand(endpoint) for endpoint in self._catalogue.wanted()),
+            endpoints=tuple(self._with_demand(endpoint) for endpoint in self._catalogue.wanted(observed.host)),
             workers=tuple(self._known(observed)),
             cards=cards(observed.host, self._margin_mib, HOST_MEMORY),
-            host_promises=self._catalogue.host_promises(),
+            host_promises=self._catalogue.host_promises(observed.host),
         )
 
     def _with_demand(self, endpoint: WantedEndpoint) -> WantedEndpoint:

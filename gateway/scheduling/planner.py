@@ -165,14 +165,26 @@ class _Planner:
             self._make_room(endpoint)
             return False
         gpus = tuple(card for card in cards if card != HOST_MEMORY)
-        promise = min(self._free(card) for card in cards) if endpoint.whole_card else endpoint.promise_mib
+        promise = self._promise_at(endpoint, cards)
         spec = msgspec.structs.replace(
-            template, id=self._free_id(template), gpus=gpus, gpu_memory_mib=promise if gpus else None
+            template,
+            id=self._free_id(template),
+            gpus=gpus,
+            gpu_memory_mib=promise if gpus else None,
+            max_model_len=template.max_model_len or endpoint.max_model_len,
+            is_length_chosen=template.max_model_len is None and endpoint.max_model_len is not None,
         )
         self.started.append(spec)
         where = f"on GPU {', '.join(spec.gpus)}" if spec.gpus else "on the CPUs"
         self._note(Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}")
         return True
+
+    def _promise_at(self, endpoint: WantedEndpoint, cards: list[str]) -> int:
+        """MiB for a new worker on each of these cards."""
+        free = min(self._free(card) for card in cards)
+        if endpoint.whole_card:
+            return free
+        return max(endpoint.promise_mib, min(free, endpoint.most_mib or 0))
 
     def _free_id(self, template: WorkerSpec) -> str:
         name = re.sub(r"[^a-z0-9]+", "-", template.endpoint.lower()).strip("-")[:ID_NAME_LENGTH].strip("-") or "worker"
@@ -213,9 +225,13 @@ class _Planner:
             for card in self._eligible(endpoint)
             if not endpoint.whole_card or self._promised(card, gone) == 0
         }
-        fits = sorted((free, card) for card, free in room.items() if free >= endpoint.promise_mib)
         needed = max(1, endpoint.gpus)
-        return [card for _, card in fits[:needed]] if len(fits) >= needed else None
+        # where a card has room for the larger promise, better there than squeezed in
+        for least in (endpoint.most_mib or endpoint.promise_mib, endpoint.promise_mib):
+            fits = sorted((free, card) for card, free in room.items() if free >= least)
+            if len(fits) >= needed:
+                return [card for _, card in fits[:needed]]
+        return None
 
     def _make_room(self, endpoint: WantedEndpoint) -> None:
         leaving = [worker.spec.id for worker in self.kept.values() if worker.spec.id in self.draining]
@@ -323,9 +339,14 @@ def _urgency(endpoint: WantedEndpoint) -> tuple[float, float, str]:
 
 
 def is_same(template: WorkerSpec, spec: WorkerSpec) -> bool:
-    """Whether a worker is what its endpoint asks for: which GPUs it got, and a whole card's size, do not matter."""
-    promise = template.gpu_memory_mib
-    placed = msgspec.structs.replace(spec, gpus=(), gpu_memory_mib=spec.gpu_memory_mib if promise is not None else None)
+    """Whether a worker is what its endpoint asks for; its GPUs, and what was left open and chosen, do not matter."""
+    placed = msgspec.structs.replace(
+        spec,
+        gpus=(),
+        gpu_memory_mib=spec.gpu_memory_mib if template.gpu_memory_mib is not None else None,
+        max_model_len=None if spec.is_length_chosen else spec.max_model_len,
+        is_length_chosen=False,
+    )
     return spec_hash(placed) == spec_hash(template)
 
 

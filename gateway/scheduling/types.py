@@ -20,9 +20,15 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     template: WorkerSpec | None
     """What each of its workers looks like, without id and GPUs; None while its model is not here (see `blocked`)."""
     blocked: str = ""
+    unfit: str = ""
+    """Why no worker of it can ever start on this machine: requests are refused with it instead of waiting."""
     gpus: int = 0
     promise_mib: int = 0
-    """MiB promised to a worker on each card; with `whole_card` the least it needs."""
+    """MiB promised to a worker on each card; with `whole_card` or `most_mib` the least it needs."""
+    most_mib: int | None = None
+    """Where a card has room, a worker gets up to so much; None: `promise_mib` and no more."""
+    max_model_len: int | None = None
+    """Given to a worker at its start where the template leaves it open: the longest context that fits."""
     whole_card: bool = False
     """Take all that is free of cards on which nothing else was promised."""
     min_workers: int = 0

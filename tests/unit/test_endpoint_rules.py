@@ -9,7 +9,8 @@ import pytest
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest
-from gateway.memory import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need
+from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need
+from gateway.memory.weights import Weights
 from worker_manager.contract import MODEL_PATH_PATTERN, Gpu, HostFacts
 
 MARGIN = 512
@@ -27,21 +28,26 @@ def spec(**fields: Any) -> EndpointSpec:
     return msgspec.convert({"name": "a", "model": "local/tiny", **fields}, EndpointSpec)
 
 
+def facts(weights_mib: int) -> ModelFacts:
+    """A model of which nothing is known but the size of its files."""
+    return ModelFacts(path="local/tiny", weights=Weights(cut=weights_mib * 2**20))
+
+
 def refusal(machine: HostFacts, weights: int | None = 10, **fields: Any) -> BadRequest:
-    model = ModelFacts(path="local/tiny", weights_mib=weights) if weights is not None else None
+    model = facts(weights) if weights is not None else None
     with pytest.raises(BadRequest) as caught:
         check(spec(**fields), machine, model, MARGIN)
     return caught.value
 
 
-def test_gpus_become_one_where_there_are_any_and_else_none() -> None:
-    assert settle(spec(), host(24_000)).gpus == 1
+def test_gpus_stay_open_where_there_are_any_and_else_become_none() -> None:
+    assert settle(spec(), host(24_000)).gpus is None
     assert settle(spec(), host()).gpus == 0
     assert settle(spec(gpus=0), host(24_000)).gpus == 0
 
 
 def test_an_ordinary_endpoint_is_accepted() -> None:
-    check(spec(gpus=1), host(24_000), ModelFacts(path="local/tiny", weights_mib=15_000), MARGIN)
+    check(spec(gpus=1), host(24_000), facts(15_000), MARGIN)
     check(spec(gpus=0), host(), None, MARGIN)
 
 
@@ -87,7 +93,7 @@ def test_a_model_that_cannot_fit_is_refused_with_the_numbers() -> None:
     error = refusal(host(24_000), weights=24_000, gpus=1)
     assert (error.param, "24000 MiB" in error.message) == ("gpus", True)
     assert refusal(host(24_000), weights=9_000, gpus=1, gpu_memory_gib=8.0).param == "gpu_memory_gib"
-    check(spec(gpus=2), host(24_000, 24_000), ModelFacts(path="local/tiny", weights_mib=40_000), MARGIN)
+    check(spec(gpus=2), host(24_000, 24_000), facts(40_000), MARGIN)
 
 
 def test_a_promise_too_small_for_any_model_is_refused_even_while_the_model_is_not_here() -> None:
@@ -142,4 +148,4 @@ def test_a_model_that_the_machines_own_memory_cannot_hold_is_refused_with_the_ar
     assert error.param == "model"
     assert str(cpu_need(60_000)) in error.message
     assert str(64_000 - HOST_MARGIN_MIB) in error.message
-    check(spec(gpus=0), host(), ModelFacts(path="local/tiny", weights_mib=40_000), MARGIN)
+    check(spec(gpus=0), host(), facts(40_000), MARGIN)

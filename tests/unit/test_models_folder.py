@@ -48,7 +48,9 @@ def refusal(root: Path, model: str = "local/tiny") -> str:
 def test_a_local_model_is_found_with_the_size_of_its_weights_rounded_up(tmp_path: Path) -> None:
     folder = put(tmp_path / "local" / "tiny", one=2**20, two=1)
     (folder / "tokenizer.json").write_bytes(bytes(5 * 2**20))
-    assert find(tmp_path, "local/tiny") == ModelFacts(path="local/tiny", weights_mib=2)
+    found = find(tmp_path, "local/tiny")
+    assert found is not None
+    assert (found.path, found.weights_mib, found.weights.is_exact) == ("local/tiny", 2, False)
 
 
 def test_a_missing_local_folder_is_refused_and_those_there_are_named(tmp_path: Path) -> None:
@@ -88,8 +90,9 @@ def test_a_hub_model_is_there_once_its_reference_is(tmp_path: Path) -> None:
     put(tmp_path / "hub" / "org" / "name" / COMMIT, one=3 * 2**20)
     assert find(tmp_path, "org/name") is None
     publish(tmp_path)
-    expected = ModelFacts(path=f"hub/org/name/{COMMIT}", weights_mib=3)
-    assert find(tmp_path, "org/name") == expected
+    expected = find(tmp_path, "org/name")
+    assert expected is not None
+    assert (expected.path, expected.weights_mib, expected.revision) == (f"hub/org/name/{COMMIT}", 3, COMMIT)
     assert find(tmp_path, "org/name", "v1/beta") is None
     publish(tmp_path, "v1/beta")
     assert find(tmp_path, "org/name", "v1/beta") == expected

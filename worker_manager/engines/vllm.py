@@ -6,7 +6,7 @@ Written against vLLM 0.32; every name in `contract.ENGINE_FLAGS` exists there.
 from collections.abc import Mapping
 from math import floor
 
-from worker_manager.contract import FlagValue, WorkerSpec
+from worker_manager.contract import GPU_CONTEXT_MIB, FlagValue, WorkerSpec
 
 STOP_MARGIN_SECONDS = 5.0
 """The engine gives up its last requests this long before it would be killed, so that it can still clean up."""
@@ -40,7 +40,8 @@ def serve_arguments(
     if spec.max_model_len is not None:
         words.append(f"--max-model-len={spec.max_model_len}")
     utilization = memory_utilization(spec, gpu_totals_mib)
-    if utilization is not None and "kv-cache-memory-bytes" not in spec.args:
+    if utilization is not None:
+        # also beside an exact KV cache: vLLM still checks that so much is free, and its default asks for nearly all
         words.append(f"--gpu-memory-utilization={utilization:.4f}")
     if len(spec.gpus) > 1 and not _parallel_by_choice(spec):
         words.append(f"--tensor-parallel-size={len(spec.gpus)}")
@@ -49,11 +50,15 @@ def serve_arguments(
 
 
 def memory_utilization(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int]) -> float | None:
-    """The promised part of the smallest card, rounded down to 4 places; None where nothing was promised."""
+    """The part of the smallest card that vLLM may take, rounded down to 4 places; None where nothing was promised.
+
+    It is less than the promise by what CUDA holds, which vLLM does not count (`GPU_CONTEXT_MIB`).
+    """
     totals = [gpu_totals_mib[uuid] for uuid in spec.gpus if gpu_totals_mib.get(uuid)]
     if spec.gpu_memory_mib is None or not totals:
         return None
-    return min(1.0, floor(spec.gpu_memory_mib / min(totals) * 10_000) / 10_000)
+    own = max(spec.gpu_memory_mib - GPU_CONTEXT_MIB, spec.gpu_memory_mib // 2)
+    return min(1.0, floor(own / min(totals) * 10_000) / 10_000)
 
 
 def flag_words(name: str, value: FlagValue) -> str:

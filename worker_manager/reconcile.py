@@ -39,6 +39,8 @@ ADOPTED_SECONDS = 60.0
 """How long an adopted engine that should serve long since may take to answer."""
 FOUND_RUNNING = "found running"
 """The reason of an adopted worker until its first probe has answered."""
+TURN = "waits for its turn"
+"""How the reason begins of a worker that waits for another's load; that load has a deadline, the wait has none."""
 GPU_MARGIN_MIB = 64
 """What a card may lack of the promise: NVML and the planner round differently."""
 
@@ -129,6 +131,8 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     """What a decision about one worker depends on besides the worker. `free` is MiB by GPU UUID."""
 
     free: dict[str, int]
+    loading: dict[str, str]
+    """Which worker loads on each card: one at a time, since vLLM takes what others take meanwhile for its own."""
     limits: Limits
     now: float
 
@@ -150,6 +154,7 @@ def reconcile(
     """
     wanted = {spec.id: spec for spec in desired.workers} if desired is not None else {}
     free = free_memory(gpus, live_specs(tracked, units))
+    loading = loading_cards(tracked)
     actions: list[Action] = []
     for worker in sorted((wanted.keys() | tracked.keys() | units.keys()) - busy):
         unit, known = units.get(worker), tracked.get(worker)
@@ -160,9 +165,10 @@ def reconcile(
         elif worker not in wanted:
             action = _unwanted(worker, unit)
         else:
-            action = _desired(wanted[worker], known, unit, Scene(free=free, limits=limits, now=now))
+            action = _desired(wanted[worker], known, unit, Scene(free=free, loading=loading, limits=limits, now=now))
         if isinstance(action, Start):
             _reserve(free, action.spec)
+            loading |= dict.fromkeys(action.spec.gpus, worker)
         if action is not None:
             actions.append(action)
     return actions
@@ -189,7 +195,7 @@ def _desired(spec: WorkerSpec, known: Tracked | None, unit: Unit | None, scene: 
     if known.spec_hash != spec_hash(spec) or (unit is not None and _is_another(unit, spec)):
         return Stop(spec.id, "its description changed") if unit is not None else Track(spec.id, spec)
     if unit is None:
-        return _without_unit(spec, known, scene.free, scene.now)
+        return _without_unit(spec, known, scene)
     if unit.never_started:
         return Stop(spec.id, "its start was not finished")
     if not unit.running:
@@ -223,7 +229,8 @@ def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, limits: Lim
     return Collect(spec.id, failure, unit)
 
 
-def _without_unit(spec: WorkerSpec, known: Tracked, free: dict[str, int], now: float) -> Action | None:
+def _without_unit(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | None:
+    now = scene.now
     match known.state:
         case WorkerState.FAILED:
             return None
@@ -240,14 +247,19 @@ def _without_unit(spec: WorkerSpec, known: Tracked, free: dict[str, int], now: f
         case WorkerState.BACKOFF if known.retry_at is not None and now < known.retry_at:
             return None
         case _:
-            return _start_if_memory_is_free(spec, known, free, now)
+            return _start_if_memory_is_free(spec, known, scene)
 
 
-def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, free: dict[str, int], now: float) -> Action | None:
-    lacking = _lacking(spec, free)
+def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | None:
+    now = scene.now
+    lacking = _lacking(spec, scene.free)
+    ahead = next((scene.loading[card] for card in spec.gpus if card in scene.loading), None)
+    if not lacking and ahead is not None:
+        turn = f"{TURN}: {ahead} loads on the same GPU"
+        return Wait(spec.id, turn) if known.reason != turn or known.state is not WorkerState.WAITING else None
     if not lacking:
         return Start(spec.id, spec)
-    if known.state is not WorkerState.WAITING or known.reason == "":
+    if known.state is not WorkerState.WAITING or known.reason == "" or known.reason.startswith(TURN):
         return Wait(spec.id, lacking)
     if now - known.since > WAITING_SECONDS:
         failure = Failure(
@@ -291,6 +303,12 @@ def _lacking(spec: WorkerSpec, free: Mapping[str, int]) -> str:
     return ""
 
 
+def loading_cards(tracked: Mapping[str, Tracked]) -> dict[str, str]:
+    """The worker that is being started on each card, by UUID."""
+    starting = (WorkerState.CREATING, WorkerState.LOADING)
+    return {card: id_ for id_, known in tracked.items() if known.state in starting for card in known.spec.gpus}
+
+
 def _reserve(free: dict[str, int], spec: WorkerSpec) -> None:
     """Two starts of one pass never count on the same memory."""
     for uuid in spec.gpus:
@@ -318,7 +336,9 @@ def adopted(spec: WorkerSpec, before: Tracked | None, now: float, *, running: bo
 
 def entered(known: Tracked, state: WorkerState, now: float, reason: str = "") -> Tracked:
     """The same worker in another state; `since` moves only if the state is another."""
-    since = known.since if known.state is state else now
+    # a wait for a turn has no deadline of its own, so what is waited for after it starts afresh
+    is_turn = known.reason.startswith(TURN) and not reason.startswith(TURN)
+    since = known.since if known.state is state and not is_turn else now
     return msgspec.structs.replace(known, state=state, since=since, reason=reason, retry_at=None)
 
 
@@ -368,6 +388,10 @@ def next_deadline(tracked: Mapping[str, Tracked], limits: Limits) -> float | Non
         WorkerState.CREATING: CREATING_SECONDS,
         WorkerState.LOADING: limits.load_seconds,
     }
-    times = [known.since + lengths[known.state] for known in tracked.values() if known.state in lengths]
+    times = [
+        known.since + lengths[known.state]
+        for known in tracked.values()
+        if known.state in lengths and not known.reason.startswith(TURN)
+    ]
     times += [known.retry_at for known in tracked.values() if known.retry_at is not None]
     return min(times, default=None)

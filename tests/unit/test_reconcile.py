@@ -328,3 +328,30 @@ def carry_out(action: rules.Action, known: dict[str, rules.Tracked], units: dict
             known.pop(worker, None)
         case rules.Forget(id=worker):
             known.pop(worker, None)
+
+
+def test_one_engine_at_a_time_loads_on_a_card_however_long_that_takes() -> None:
+    """vLLM takes the memory that others take while it looks for its own."""
+    loading = spec("w0", gpus=("GPU-0",), gpu_memory_mib=400)
+    wanted = spec("w1", gpus=("GPU-0",), gpu_memory_mib=400)
+    elsewhere = spec("w2", gpus=("GPU-1",), gpu_memory_mib=400)
+    cards = (card(), msgspec.structs.replace(card(), uuid="GPU-1"))
+    known = {"w0": tracked(loading, WorkerState.LOADING)}
+    known |= {one.id: rules.fresh(one, NOW) for one in (wanted, elsewhere)}
+    waits, starts = decide(desired(loading, wanted, elsewhere), known, [unit(loading)], gpus=cards)
+    assert isinstance(waits, rules.Wait)
+    assert "w0 loads on the same GPU" in waits.reason
+    assert starts == rules.Start("w2", elsewhere)
+    known = {
+        "w0": tracked(loading, WorkerState.LOADING),
+        "w1": rules.entered(known["w1"], WorkerState.WAITING, NOW, waits.reason),
+    }
+    later = msgspec.structs.replace(unit(loading), created_at=NOW + 90)
+    assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == []
+    assert rules.next_deadline({"w1": known["w1"]}, LIMITS) is None
+    known["w0"] = tracked(loading, WorkerState.READY)
+    assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == [rules.Start("w1", wanted)]
+    full = (card(used=900, foreign=900),)
+    lacking = decide(desired(loading, wanted), known, [later], gpus=full, now=NOW + 99)[0]
+    assert isinstance(lacking, rules.Wait)
+    assert rules.entered(known["w1"], WorkerState.WAITING, NOW + 99, lacking.reason).since == NOW + 99

@@ -331,7 +331,7 @@ def carry_out(action: rules.Action, known: dict[str, rules.Tracked], units: dict
 
 
 def test_one_engine_at_a_time_loads_on_a_card_however_long_that_takes() -> None:
-    """vLLM takes the memory that others take while it looks for its own."""
+    """An engine takes the memory that others take while it looks for its own to be its own."""
     loading = spec("w0", gpus=("GPU-0",), gpu_memory_mib=400)
     wanted = spec("w1", gpus=("GPU-0",), gpu_memory_mib=400)
     elsewhere = spec("w2", gpus=("GPU-1",), gpu_memory_mib=400)

@@ -42,11 +42,9 @@ def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
     for name in ("latency_ms", "first_byte_ms"):
         found[name] = {part: median(result[name][part] for result in rounds) for part in ("p50", "p99")}
-    for name in ("streams", "whole"):
-        if name in rounds[0]:
-            found[name] = sum(result[name] for result in rounds)
-    if "memory_before_mb" in rounds[0]:
-        found["memory_before_mb"] = rounds[0]["memory_before_mb"]
+    if "streams" in rounds[0]:
+        found |= {name: sum(result[name] for result in rounds) for name in ("streams", "whole", "open_to_the_last")}
+        found |= {name: rounds[0][name] for name in ("memory_before_mb", "ordered")}
     return found
 
 
@@ -63,9 +61,9 @@ GOALS = (
     Goal(other="nginx", scenario="json", most=3.5),
     Goal(other="nginx", scenario="streams-100", most=1.6),
     Goal(other="nginx", scenario="streams-400", most=1.6),
-    Goal(other="vllm-router cache_aware", scenario="json", most=1.0),
-    Goal(other="vllm-router cache_aware", scenario="streams-100", most=1.0),
-    Goal(other="vllm-router cache_aware", scenario="streams-400", most=1.0),
+    Goal(other="vllm-router/cache_aware", scenario="json", most=1.0),
+    Goal(other="vllm-router/cache_aware", scenario="streams-100", most=1.0),
+    Goal(other="vllm-router/cache_aware", scenario="streams-400", most=1.0),
     Goal(other="litellm", scenario="json", most=1 / 50),
     Goal(other="litellm", scenario="streams-100", most=1 / 50),
 )

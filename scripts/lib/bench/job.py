@@ -27,7 +27,9 @@ class Job:
     strict: bool = True
     """Answers must be the engine's byte for byte; else only the tokens are counted."""
     patience: float = 20
-    """For a connection, for the first byte of all streams, and for their end after the interval."""
+    """For a connection, and for the first bytes of all streams."""
+    patience_at_end: float = 20
+    """For the end of all streams after the interval."""
     watch: dict[str, list[int]] = field(default_factory=dict)
     """Process ids by name; `gateway` is the one under test."""
 

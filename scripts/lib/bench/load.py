@@ -6,11 +6,13 @@ is told to watch, at the very moments between which it counts.
 
 import asyncio
 import json
+import math
 import resource
 import sys
 import time
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import httptools
 import uvloop
@@ -77,7 +79,7 @@ class Client(asyncio.Protocol):
 
     def __init__(self, tally: Tally, number: int) -> None:
         self._tally = tally
-        self._number = number
+        self.number = number
         self._asked = 0.0
         self._first = False
         self.asking = False
@@ -117,6 +119,9 @@ class Client(asyncio.Protocol):
         self._transport.abort()
 
 
+AnyClient = TypeVar("AnyClient", bound=Client)
+
+
 class Asker(Client):
     """Asks for JSON, again and again."""
 
@@ -124,6 +129,7 @@ class Asker(Client):
         super().__init__(tally, number)
         self._requests = requests
         self._body = b""
+        self._answered = False
         self.next: asyncio.Future[None] | None = None
 
     def on_body(self, data: bytes) -> None:
@@ -142,14 +148,18 @@ class Asker(Client):
             return
         self._body = b""
         tally.answers += 1
+        if not self._answered:
+            self._answered = True
+            tally.begun += 1
+            tally.changed.set()
         tally.latencies.append(time.perf_counter() - self._asked)
         self.asking = False
         if self.next is not None:
             if not self.next.done():
                 self.next.set_result(None)
         elif tally.open:
-            self._number += 1
-            self.ask(self._requests[self._number % len(self._requests)])
+            self.number += 1
+            self.ask(self._requests[self.number % len(self._requests)])
 
     def fail(self, why: str) -> None:
         super().fail(why)
@@ -177,7 +187,12 @@ class Listener(Client):
         super().data_received(data)
         if self._sampled and self._grid and self._left > 0:
             received = (self._tally.job.events * wire.EVENT_BYTES - self._left) // wire.EVENT_BYTES
-            self._tally.delays.append(time.monotonic() - self._grid - (received - 1) * self._period)
+            delay = time.monotonic() - self._grid - (received - 1) * self._period
+            if delay < 0:  # the first event, which the grid was taken from, came more than a step late
+                late = math.ceil(-delay / self._period) * self._period
+                self._grid -= late
+                delay += late
+            self._tally.delays.append(delay)
 
     def on_body(self, data: bytes) -> None:
         if self._first:
@@ -236,15 +251,26 @@ class Listener(Client):
         super().fail(why)
 
 
-async def connect(job: Job, client: Client) -> bool:
+async def connect(tally: Tally, client: Client) -> bool:
     """Connect within the job's patience; a failure is counted."""
+    job = tally.job
     try:
         async with asyncio.timeout(job.patience):
             await asyncio.get_running_loop().create_connection(lambda: client, job.host, job.port)
     except (OSError, TimeoutError) as error:
-        client._tally.errors[f"connecting: {type(error).__name__}"] += 1  # noqa: SLF001 - of this module
+        tally.errors[f"connecting: {type(error).__name__}"] += 1
         return False
     return True
+
+
+async def connect_all(tally: Tally, clients: Sequence[AnyClient]) -> list[AnyClient]:
+    """Connect some at a time; those that are there."""
+    there: list[AnyClient] = []
+    for begin in range(0, len(clients), OPENING):
+        some = clients[begin : begin + OPENING]
+        connected = await asyncio.gather(*(connect(tally, client) for client in some))
+        there += [client for client, success in zip(some, connected, strict=True) if success]
+    return there
 
 
 async def ask_again_and_again(job: Job, tally: Tally) -> dict[str, Any]:
@@ -255,11 +281,12 @@ async def ask_again_and_again(job: Job, tally: Tally) -> dict[str, Any]:
     clients = [Asker(tally, number, requests) for number in range(job.connections)]
     tasks = []
     if job.fresh:
-        tasks = [asyncio.create_task(churn(job, tally, number, requests)) for number in range(job.connections)]
+        tasks = [asyncio.create_task(churn(tally, number, requests)) for number in range(job.connections)]
     else:
-        for client in clients:
-            if await connect(job, client):
-                client.ask(requests[client._number % len(requests)])  # noqa: SLF001 - of this module
+        for client in await connect_all(tally, clients):
+            client.ask(requests[client.number % len(requests)])
+        # a loaded server takes its time to accept the last of many connections; that is no request's latency
+        await until(tally, lambda: tally.begun + tally.errors.total() >= len(clients), job.patience)
     await asyncio.sleep(job.warm)
     clocks = Clocks(job.watch)
     tally.forget()
@@ -276,14 +303,14 @@ async def ask_again_and_again(job: Job, tally: Tally) -> dict[str, Any]:
     return result | {"latency_ms": spread(tally.latencies)}
 
 
-async def churn(job: Job, tally: Tally, number: int, requests: list[bytes]) -> None:
+async def churn(tally: Tally, number: int, requests: list[bytes]) -> None:
     """A new connection for each request."""
     while tally.open:
         number += 1
         client = Asker(tally, number, requests)
         client.next = asyncio.get_running_loop().create_future()
         asked = time.perf_counter()
-        if not await connect(job, client):
+        if not await connect(tally, client):
             await asyncio.sleep(0.01)
             continue
         client.ask(requests[number % len(requests)], asked)
@@ -297,13 +324,13 @@ async def listen(job: Job, tally: Tally) -> dict[str, Any]:
     clients = [Listener(tally, number) for number in range(job.connections)]
     for begin in range(0, len(clients), OPENING):
         some = clients[begin : begin + OPENING]
-        connected = await asyncio.gather(*(connect(job, client) for client in some))
+        connected = await asyncio.gather(*(connect(tally, client) for client in some))
         for client, there in zip(some, connected, strict=True):
             client.over = not there
             if there:
                 client.ask(wire.request(
                     job.address, job.key, events=job.events, rate=job.rate, prompt_bytes=job.prompt_bytes,
-                    salt=client._number, usage=job.usage,  # noqa: SLF001 - of this module
+                    salt=client.number, usage=job.usage,
                 ))  # fmt: skip
     await until(tally, lambda: tally.begun + tally.errors.total() >= len(clients), job.patience)
     await asyncio.sleep(job.warm)
@@ -320,14 +347,14 @@ async def listen(job: Job, tally: Tally) -> dict[str, Any]:
         "open_to_the_last": sum(not client.over for client in clients),
         "latency_ms": spread(tally.delays),
     }
-    await until(tally, lambda: all(client.over for client in clients), job.patience)
+    await until(tally, lambda: all(client.over for client in clients), job.patience_at_end)
     unfinished = sum(not client.over for client in clients)
     for client in clients:
         if client.asking:
             client.close()
     if unfinished and job.rate:
         tally.errors["a stream that was not over in time"] += unfinished
-    return result | {"whole": tally.whole, "streams": len(clients)}
+    return result | {"whole": tally.whole, "streams": len(clients), "ordered": job.rate * len(clients)}
 
 
 async def until(tally: Tally, reached: Any, patience: float) -> None:

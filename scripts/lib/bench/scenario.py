@@ -1,15 +1,22 @@
-"""What is measured: the scenarios and how each becomes a job."""
+"""What is measured: the scenarios, and how each becomes a job for a target."""
 
 from dataclasses import dataclass
 
 from lib.bench.job import Job
+from lib.bench.target import Target
 from lib.console import Problem
 
 RATE = 50
 """Events a second of a paced stream."""
-LEAD_SECONDS = 1.5
-"""Streams last so much longer than the counted interval and its warm-up: some begin later than others."""
-ENDLESS = 100_000_000
+STREAM_WARM_SECONDS = 1.0
+"""From the first event of the last stream until counting begins; for JSON from the first request."""
+WARM_SECONDS = 0.5
+LEAD_SECONDS = 0.5
+"""Paced streams last so much longer than warm-up and counted interval: some begin later than others."""
+ENDLESS_EVENTS = 1_000_000_000
+PATIENCE_SECONDS = 20
+NO_PATIENCE_SECONDS = 0.2
+"""With the end of streams that have none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,8 @@ class Scenario:
     """Of each stream; 0: as fast as they are taken."""
     fresh: bool = False
     prompt_bytes: int = 200
+    plain: bool = False
+    """For slow targets too."""
     once: bool = False
     """One round is enough: it is about losses and memory."""
 
@@ -32,19 +41,26 @@ class Scenario:
         """What is counted."""
         return "chunk" if self.streams else "request"
 
-    def job(
-        self, *, port: int, key: str, seconds: float, strict: bool, slowness: int, watch: dict[str, list[int]]
-    ) -> Job:
-        """For one target; a slow one gets its streams at a fraction of the rate, 1/`slowness`."""
-        rate = max(1, self.rate // slowness) if self.rate else 0
-        warm = 1.0 if self.streams else 0.5
+    def fits(self, target: Target) -> bool:
+        """Whether a target takes part."""
+        return self.plain or not target.slow
+
+    def rate_for(self, target: Target) -> int:
+        """Events a second of each stream, as many as the target keeps up with."""
+        return min(self.rate, target.chunks_per_second // self.connections)
+
+    def job(self, target: Target, seconds: float, watch: dict[str, list[int]]) -> Job:
+        """For one round; a slow target gets its streams at a lower rate."""
+        rate = self.rate_for(target)
+        warm = STREAM_WARM_SECONDS if self.streams else WARM_SECONDS
         events = 0
         if self.streams:
-            events = round(rate * (LEAD_SECONDS + warm + seconds)) if rate else ENDLESS
+            lead = LEAD_SECONDS + self.connections * target.start_seconds
+            events = round(rate * (lead + warm + seconds)) if rate else ENDLESS_EVENTS
         return Job(
             host="127.0.0.1",
-            port=port,
-            key=key,
+            port=target.port,
+            key=target.key,
             connections=self.connections,
             seconds=seconds,
             warm=warm,
@@ -52,29 +68,32 @@ class Scenario:
             rate=rate,
             fresh=self.fresh,
             prompt_bytes=self.prompt_bytes,
-            strict=strict,
-            patience=20 if rate or not self.streams else 0.2,
+            strict=target.strict,
+            patience=PATIENCE_SECONDS,
+            patience_at_end=PATIENCE_SECONDS if rate else NO_PATIENCE_SECONDS,
             watch=watch,
         )
 
 
 SCENARIOS = (
-    Scenario(name="json", about="JSON requests on 32 connections", connections=32),
-    Scenario(name="streams-100", about=f"100 streams of {RATE} chunks/s", connections=100, streams=True, rate=RATE),
+    Scenario(name="json", about="JSON requests on 32 kept connections", connections=32, plain=True),
+    Scenario(name="json-256", about="JSON requests on 256 kept connections: saturation", connections=256),
+    Scenario(name="json-32k", about="JSON requests with prompts of 32 KiB, 32 connections", connections=32,
+             prompt_bytes=32 * 1024),
+    Scenario(name="churn", about="JSON requests, a new connection for each, 32 at a time", connections=32, fresh=True),
+    Scenario(name="streams-100", about=f"100 streams of {RATE} chunks/s", connections=100, streams=True, rate=RATE,
+             plain=True),
     Scenario(name="streams-400", about=f"400 streams of {RATE} chunks/s", connections=400, streams=True, rate=RATE),
-)
+    Scenario(name="streams-full", about="100 streams as fast as they are taken: saturation", connections=100,
+             streams=True),
+    Scenario(name="streams-1000", about=f"1,000 streams of {RATE} chunks/s: is anything lost, and memory",
+             connections=1000, streams=True, rate=RATE, once=True),
+)  # fmt: skip
 
 
 def chosen(names: list[str]) -> list[Scenario]:
-    """Scenarios by name, all where none is named; `streams` stands for all that begin so. Raises Problem."""
-    if not names:
-        return list(SCENARIOS)
-    found = [scenario for scenario in SCENARIOS if any(_means(name, scenario.name) for name in names)]
-    for name in names:
-        if not any(_means(name, scenario.name) for scenario in SCENARIOS):
-            raise Problem(f"there is no scenario {name}; there are {', '.join(s.name for s in SCENARIOS)}")
-    return found
-
-
-def _means(name: str, scenario: str) -> bool:
-    return scenario == name or scenario.startswith(f"{name}-")
+    """Scenarios by name, all where none is named. Raises Problem."""
+    known = {scenario.name: scenario for scenario in SCENARIOS}
+    if unknown := [name for name in names if name not in known]:
+        raise Problem(f"there is no scenario {', '.join(unknown)}; there are {', '.join(known)}")
+    return [scenario for scenario in SCENARIOS if not names or scenario.name in names]

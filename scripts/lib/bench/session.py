@@ -3,13 +3,15 @@
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lib.bench import cpu
+from lib.bench import cpu, profile
 from lib.bench.child import Child, free_port, listens
 from lib.bench.scenario import Scenario
 from lib.bench.target import Bench, Target
@@ -17,6 +19,8 @@ from lib.console import ROOT, Problem, say, warn
 
 ENGINE_SECONDS = 10
 LOAD_LIMIT_SECONDS = 180
+SETTLE_SECONDS = 2.0
+"""From the start of a load until it is even enough to be sampled."""
 
 
 class Session:
@@ -62,6 +66,7 @@ class Session:
         for name, begin in starters.items():
             try:
                 self.targets.append(begin(self))
+                self.targets[-1].rest()
                 say(f"   {name}: {self.targets[-1].about}")
             except Problem as problem:
                 if name == needed:
@@ -70,17 +75,17 @@ class Session:
 
     def measure(self, scenario: Scenario, target: Target, seconds: float) -> dict[str, Any]:
         """One round of one scenario for one target. Raises Problem if the load itself fails."""
+        target.go_on()
+        try:
+            return self._measure(scenario, target, seconds)
+        finally:
+            target.rest()
+
+    def _measure(self, scenario: Scenario, target: Target, seconds: float) -> dict[str, Any]:
         watch = target.watch()
         if self._engine is not None and "engine" not in watch:
             watch["engine"] = self._engine.pids()
-        job = scenario.job(
-            port=target.port,
-            key=target.key,
-            seconds=seconds,
-            strict=target.strict,
-            slowness=target.slowness,
-            watch=watch,
-        )
+        job = scenario.job(target, seconds, watch)
         command = ["taskset", "-c", str(self.engine_core), str(self.engine_python), "-m", "lib.bench.load"]
         done = subprocess.run(
             command,
@@ -95,6 +100,17 @@ class Session:
             raise Problem(f"the load on {target.name} ({scenario.name}) failed:\n{done.stderr[-1500:]}")
         result: dict[str, Any] = json.loads(done.stdout)
         return result
+
+    def profile(self, scenario: Scenario, target: Target, seconds: float) -> str:
+        """Samples of a gateway under one scenario, as folded stacks. Raises Problem."""
+        output = self.folder / "stacks"
+        output.unlink(missing_ok=True)
+        with ThreadPoolExecutor(1) as beside:
+            load = beside.submit(self.measure, scenario, target, seconds + 2 * SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS)
+            sampler = profile.record(target.watch()["gateway"][0], seconds, output, self.engine_core)
+            load.result()
+            return profile.folded(sampler, output, seconds)
 
     @staticmethod
     def _environment() -> dict[str, str]:

@@ -65,10 +65,13 @@ class Trail:
 
     def blocks_in(self, memory: "Memory") -> int:
         """How many of the coarse points a worker has seen. They form a chain, so halving finds the last one."""
-        low, high = 0, len(self._blocks)
+        blocks = self._blocks
+        if not blocks or blocks[0] not in memory:
+            return 0
+        low, high = 1, len(blocks)
         while low < high:
             middle = (low + high + 1) // 2
-            if self._blocks[middle - 1] in memory:
+            if blocks[middle - 1] in memory:
                 low = middle
             else:
                 high = middle - 1
@@ -77,9 +80,10 @@ class Trail:
     def depth_in(self, memory: "Memory", blocks: int) -> tuple[int, int]:
         """Bytes of the prompt that a worker has seen, and the point up to which; `blocks` is what `blocks_in` said."""
         position, point = self._base(blocks)
+        end = self._end
         for step in STEPS:
-            while position + step <= self._end:
-                following = self._finer(position, step, point)
+            while position + step <= end:
+                following = self._fine.get(position + step) or self._finer(position, step, point)
                 if following not in memory:
                     break
                 position, point = position + step, following
@@ -89,11 +93,9 @@ class Trail:
         return (GRID[blocks], self._blocks[blocks - 1]) if blocks else (0, 0)
 
     def _finer(self, position: int, step: int, point: int) -> int:
-        """The point one step on: computed once, for all workers."""
+        """The point one step on, kept for the next worker."""
         stop = position + step
-        found = self._fine.get(stop)
-        if found is None:
-            found = self._fine[stop] = hash((point, self._prefix[position:stop]))
+        found = self._fine[stop] = hash((point, self._prefix[position:stop]))
         return found
 
 

@@ -38,8 +38,12 @@ CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 def choose(able: Sequence[CandidateT], ready: Sequence[CandidateT], trail: Trail) -> CandidateT:
     """The worker for a prompt: one of `able` (not empty), by the loads of all that are `ready`."""
-    most = _bound(IN_FLIGHT_BOUND, sum(worker.in_flight for worker in ready), len(ready))
-    share = _bound(GIVEN_BOUND, sum(map(_counted, ready)), len(ready))
+    in_flight = given = 0
+    for worker in ready:
+        in_flight += worker.in_flight
+        given += _counted(worker)
+    most = _bound(IN_FLIGHT_BOUND, in_flight, len(ready))
+    share = _bound(GIVEN_BOUND, given, len(ready))
     found = [(trail.blocks_in(worker.memory), worker) for worker in able if worker.in_flight <= most]
     while found:
         longest = max(blocks for blocks, _ in found)
@@ -70,7 +74,7 @@ def _bound(factor: float, load: int, workers: int) -> int:
 
 
 def _counted(worker: Candidate) -> int:
-    return max(0, worker.given - FEW_GIVEN)
+    return worker.given - FEW_GIVEN if worker.given > FEW_GIVEN else 0
 
 
 def _load(worker: Candidate) -> tuple[int, int]:

@@ -8,9 +8,13 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.proxy.peek import PREFIX_LIMIT
 from gateway.scheduling.affinity import CLOSING, GRID, LIMIT, POINTS, Memory, Trail
 
 FINEST = 64
+CONTENTS = st.builds(
+    lambda piece, times: piece * times, st.sampled_from(["a", 'say "]"', "é\n", "{}"]), st.integers(0, 4_000)
+)
 
 
 def read(memory: Memory, *prompts: bytes) -> Memory:
@@ -37,6 +41,10 @@ def turns(*contents: str) -> bytes:
     ).encode()
 
 
+def test_as_much_is_looked_at_as_the_peek_gives() -> None:
+    assert LIMIT == PREFIX_LIMIT
+
+
 def test_the_grid_is_fine_for_short_prompts_and_short_for_long_ones() -> None:
     assert GRID[-1] == LIMIT
     steps = [after - before for before, after in itertools.pairwise(GRID)]
@@ -57,7 +65,7 @@ def test_two_prompts_share_what_they_begin_with_and_no_more(
     assert found >= min(shared_block, len(other) - CLOSING - FINEST)
 
 
-@given(st.lists(st.text(max_size=900), min_size=2, max_size=6), st.text(max_size=300), st.text(max_size=300))
+@given(st.lists(CONTENTS, min_size=2, max_size=6), CONTENTS, CONTENTS)
 def test_the_next_turn_of_a_conversation_is_known_up_to_where_the_last_one_ended(
     contents: list[str], answer: str, question: str
 ) -> None:

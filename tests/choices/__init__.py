@@ -1,0 +1,1 @@
+"""Ways of choosing a worker compared on conversations: `python -m tests.choices`; see docs/performance.md."""

@@ -1,6 +1,7 @@
 """The gateway and the manager together, as a user meets them."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -10,6 +11,8 @@ import pytest
 from tests.engine_simulator.configuration import Simulation
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
+
+CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,32 @@ def test_every_answer_tells_its_worker_and_request_id(stack: Stack) -> None:
     assert answer.headers["x-request-id"] == "mine-1"
     assert answer.headers["x-hostler-worker"].startswith("first-")
     assert int(answer.headers["x-hostler-queue-ms"]) >= 0
+
+
+def test_batch_requests_wait_behind_interactive_ones(stack: Stack) -> None:
+    stack.endpoint("narrow", Simulation(answer_tokens=10_000, tokens_per_second=200), per_worker=1)
+    finished: list[str] = []
+
+    def ask(priority: str) -> None:
+        body = chat("narrow", max_tokens=2)
+        stack.client.post(CHAT, json=body, headers={"x-hostler-priority": priority}).raise_for_status()
+        finished.append(priority)
+
+    def waiting() -> int:
+        return int(stack.status("narrow")["waiting"])
+
+    with ThreadPoolExecutor(2) as pool:
+        with stack.client.stream("POST", CHAT, json=chat("narrow", stream=True)) as running:
+            chunks = running.iter_raw()
+            next(chunks)
+            batch = pool.submit(ask, "batch")
+            wait_until(lambda: waiting() == 1, "the batch request waits")
+            interactive = pool.submit(ask, "interactive")
+            wait_until(lambda: waiting() == 2, "both wait")
+        interactive.result()
+        batch.result()
+    assert finished == ["interactive", "batch"]
+    stack.client.delete("/api/endpoints/narrow")
 
 
 def test_an_idle_worker_goes_after_idle_seconds(stack: Stack) -> None:

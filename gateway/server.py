@@ -1,8 +1,11 @@
 """uvicorn as Hostler runs it: uvloop, httptools with limits on a header's bytes and time, one error shape, drain."""
 
+import array
 import asyncio
+import fcntl
 import signal
 import sys
+import termios
 from typing import Any
 
 import uvicorn
@@ -22,10 +25,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     header_kib = 64
     header_seconds = 10.0
+    client_stall_seconds = 300.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._deadline: asyncio.TimerHandle | None = None
+        self._reader_watch: asyncio.TimerHandle | None = None
         self._refused = False
         self._await_header()
 
@@ -85,8 +90,38 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._between = True
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_watch()
+        super().resume_writing()
+
+    def _watch_reader(self) -> None:
+        self._reader_watch = self.loop.call_later(self.client_stall_seconds, self._look_at_reader, self._untaken())
+
+    def _untaken(self) -> int:
+        """Bytes written to the client that it has not acknowledged: ours, and those that the kernel holds."""
+        in_kernel = array.array("i", [0])
+        fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
+        return self.transport.get_write_buffer_size() + in_kernel[0]
+
+    def _look_at_reader(self, before: int) -> None:
+        """A client that took nothing all the time would hold its worker for ever; a slow one may go on."""
+        if self._untaken() >= before:
+            self.transport.abort()
+        else:
+            self._watch_reader()
+
+    def _stop_watch(self) -> None:
+        if self._reader_watch is not None:
+            self._reader_watch.cancel()
+            self._reader_watch = None
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        self._stop_watch()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -108,7 +143,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
 def guarded(settings: Settings) -> type[GuardedProtocol]:
     """The protocol with these limits."""
-    limits = {"header_kib": settings.max_header_kib, "header_seconds": settings.header_seconds}
+    limits = {
+        "header_kib": settings.max_header_kib,
+        "header_seconds": settings.header_seconds,
+        "client_stall_seconds": settings.client_stall_seconds,
+    }
     return type("LimitedProtocol", (GuardedProtocol,), limits)
 
 

@@ -43,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds within which a request's header must be complete."""
     body_seconds: float = 60
     """Seconds of silence after which a half-sent request body is given up."""
+    client_stall_seconds: float = 300
+    """Seconds after which a client that takes nothing of its answer is cut off, and its worker is free again."""
     keep_alive_seconds: float = 75
     """Seconds an idle client connection is kept."""
     drain_seconds: float = 30

@@ -1,6 +1,7 @@
 """The raw ASGI entry of every inference route: credential, body, model, then the relay. Nothing is rebuilt."""
 
 import asyncio
+import io
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -156,20 +157,23 @@ class InferenceEntry:
         length = call.headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
             raise self._too_large()
-        parts: list[bytes] = []
-        size = 0
+        whole: io.BytesIO | None = None
         receive = impatient(receive, self._body_seconds)
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ClientGone("The client hung up before its request was whole")
-            part = message.get("body", b"")
-            size += len(part)
-            if size > self._max_body_bytes:
+            part: bytes = message.get("body", b"")
+            more = message.get("more_body", False)
+            if whole is None and not more and len(part) <= self._max_body_bytes:
+                return part
+            # grows in place and gives its bytes away without a copy: a list of pieces would cost a large body twice
+            whole = whole or io.BytesIO()
+            if whole.tell() + len(part) > self._max_body_bytes:
                 raise self._too_large()
-            parts.append(part)
-            if not message.get("more_body", False):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            whole.write(part)
+            if not more:
+                return whole.getvalue()
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge(

@@ -16,6 +16,8 @@ import httptools
 HEADER_LIMIT = 64 * 1024
 """Bytes of an engine's response header; more is malformed."""
 READ_LIMIT = 256 * 1024
+SMALL_BODY = 64 * 1024
+"""Bytes of a request's body that are cheaper to copy than to write in a call of their own."""
 
 Send = Callable[[Any], Awaitable[None]]
 
@@ -83,7 +85,11 @@ class Connection(asyncio.Protocol):
         if self.transport is None or self.lost:
             self._fail(UpstreamClosed("the connection was closed while idle"))
             return
-        self.transport.write(head + body)
+        if len(body) < SMALL_BODY:
+            self.transport.write(head + body)
+        else:
+            self.transport.write(head)
+            self.transport.write(body)
 
     async def head(self, seconds: float) -> None:
         """Wait until status and headers are there. Raises UpstreamClosed, UpstreamMalformed, UpstreamSilent."""

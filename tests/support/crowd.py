@@ -1,10 +1,10 @@
 """Many clients at once on one event loop: HTTP by hand, so that each can be cut off at a chosen byte."""
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from typing import Any, Self
 
 from tests.support.raw_http import RawAnswer, dechunked, post_bytes
@@ -42,6 +42,11 @@ class Caller:
         """Send bytes; nobody waits for them to be taken."""
         self._writer.write(data)
 
+    async def drain(self) -> None:
+        """Wait until what was sent is nearly taken. Raises ConnectionError where it never will be."""
+        async with asyncio.timeout(SECONDS):
+            await self._writer.drain()
+
     def post(self, path: str, body: object, *headers: str, key: str = ADMIN_KEY) -> None:
         """Send a whole JSON request."""
         self.send(post_bytes(path, body, key, *headers))
@@ -57,13 +62,18 @@ class Caller:
 
     async def read_to_end(self) -> bytes:
         """Everything, once the peer has closed or reset the connection."""
-        async with asyncio.timeout(SECONDS):
-            try:
+        pieces = [self.received]
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.timeout(SECONDS):
                 while piece := await self._reader.read(65_536):
-                    self.received += piece
-            except ConnectionError:
-                pass
+                    pieces.append(piece)
+        self.received = b"".join(pieces)
         return self.received
+
+    async def sip(self) -> None:
+        """Read a little."""
+        async with asyncio.timeout(SECONDS):
+            self.received += await self._reader.read(4096)
 
     async def answer(self) -> RawAnswer:
         """The next answer, whole: by its length or in chunks. Raises AssertionError if it is cut."""
@@ -91,7 +101,7 @@ class Caller:
         self._writer.transport.abort()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def calling(port: int, receive_buffer: int | None = None) -> AsyncIterator[Caller]:
     """A connection for the length of a block."""
     caller = await Caller.connect(port, receive_buffer)
@@ -101,7 +111,7 @@ async def calling(port: int, receive_buffer: int | None = None) -> AsyncIterator
         caller.hang_up()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def crowd(port: int, size: int, receive_buffer: int | None = None) -> AsyncIterator[list[Caller]]:
     """So many connections for the length of a block; at its end all hang up at once."""
     callers: list[Caller] = []

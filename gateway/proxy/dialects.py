@@ -24,6 +24,11 @@ OVERLAP = 64
 """Bytes kept from the chunk before: longer than any end marker, so one that was cut in two is still seen."""
 
 
+EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
+HELD_LIMIT = 64 * 1024
+"""Bytes of an event that is not whole that are held back at most."""
+
+
 class StreamEnd:
     """Sees a stream go by and knows whether it ended as a whole one does. Chunks may be cut anywhere."""
 
@@ -32,20 +37,29 @@ class StreamEnd:
         # only at the start of a line: a model may well say `data: [DONE]` in its text
         self._ends = tuple(b"\n" + end for end in ends)
         self._tail = b"\n"
+        self._held = b""
+        """The beginning of an event that is not whole."""
         self.seen = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Look at the next bytes of the stream; all of them go on."""
+        """Look at the next bytes of the stream; whole events go on, for half of one would spoil an error event."""
         window = self._tail + chunk
         for end in self._ends:
             if end in window:
                 self.seen = True
         self._tail = window[-OVERLAP:]
-        return chunk
+        if not self._held and chunk.endswith(EVENT_ENDS):
+            return chunk
+        data = self._held + chunk
+        cut = max(data.rfind(end) + len(end) if end in data else 0 for end in EVENT_ENDS)
+        if len(data) - cut > HELD_LIMIT:
+            cut = len(data)
+        self._held = data[cut:]
+        return data[:cut]
 
     def rest(self) -> bytes:
-        """What is still held back when the engine has ended its answer: nothing."""
-        return b""
+        """What is still held back when the engine has ended its answer."""
+        return self._held
 
 
 def error_event(dialect: Dialect, error: GatewayError) -> bytes:

@@ -127,7 +127,7 @@ TABLE = [
     *rows("before the header", stream=True, cut=OTHER, hang=SILENT, garbage=BROKE, slow=WHOLE),
     *rows("inside the header", stream=True, cut=BROKE, hang=SILENT, garbage=BROKE, slow=WHOLE),
     *rows("after the header", stream=True, **BROKEN_STREAM),
-    *rows("inside an event", stream=True, slow=WHOLE),
+    *rows("inside an event", stream=True, cut=ERROR, hang=ERROR, slow=WHOLE),
     *rows("between events", stream=True, **BROKEN_STREAM),
     *rows("before [DONE]", stream=True, **BROKEN_STREAM),
     *rows("before the last chunk", stream=True, cut=WHOLE, hang=WHOLE, garbage=WHOLE, slow=WHOLE),
@@ -390,10 +390,12 @@ MESSAGE_EVENTS = [
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.HANG, Fault.GARBAGE, Fault.END])
+@pytest.mark.parametrize("inside", [False, True], ids=["between events", "inside an event"])
 async def test_the_anthropic_client_raises_where_a_stream_breaks(
-    stack: Stack, sockets: list[Path], fault: Fault
+    stack: Stack, sockets: list[Path], fault: Fault, *, inside: bool
 ) -> None:
-    sent = STREAM_HEAD + in_chunks(*MESSAGE_EVENTS)
+    half = [b"event: content_block_delta\ndata: {"] * inside
+    sent = STREAM_HEAD + in_chunks(*MESSAGE_EVENTS, *half)
     engines = Engines(sent, len(sent), fault)
     async with (
         standing_in(sockets, engines),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai._streaming import SSEDecoder, Stream
 
 from gateway.errors import EngineBroke, GatewayError, NoWorker
-from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, StreamEnd, error_event, heartbeat
+from gateway.proxy.dialects import ANTHROPIC, HELD_LIMIT, OPENAI, RESPONSES, Dialect, StreamEnd, error_event, heartbeat
 
 ERROR = EngineBroke('The worker of "a" broke off\nin the middle: try again')
 WHOLE = {
@@ -36,6 +36,25 @@ def test_the_end_of_a_stream_is_seen_however_it_is_cut(dialect: Dialect, places:
     edges = [0, *sorted(min(place, len(raw)) for place in places), len(raw)]
     chunks = [raw[start:end] for start, end in itertools.pairwise(edges)]
     assert fed(dialect, *chunks).seen
+
+
+@given(DIALECTS, st.lists(st.integers(0, 120), max_size=20), st.sampled_from([b"\n", b"\r\n"]))
+def test_whole_events_go_on_at_once_and_half_of_one_waits(dialect: Dialect, places: list[int], line: bytes) -> None:
+    raw = WHOLE[dialect].replace(b"\n", line)
+    edges = [0, *sorted(min(place, len(raw)) for place in places), len(raw)]
+    end, sent, given_out = StreamEnd(dialect), b"", b""
+    for start, stop in itertools.pairwise(edges):
+        sent += raw[start:stop]
+        given_out += end.feed(raw[start:stop])
+        whole, mark, _half = sent.rpartition(line * 2)
+        assert given_out == whole + mark
+        assert sent == given_out + end.rest()
+
+
+def test_an_event_without_end_is_not_held_back_for_ever() -> None:
+    end = StreamEnd(ANTHROPIC)
+    assert sum(len(end.feed(b"x" * 1000)) for _ in range(100)) > 0
+    assert len(end.rest()) <= HELD_LIMIT
 
 
 @given(DIALECTS, st.integers(0, 200))

@@ -36,6 +36,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _await_header(self) -> None:
         self._header_bytes = 0
+        self._header_tail = b""
         self._in_header = True
         self._between = False
         self._stop_clock()
@@ -48,6 +49,10 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _header_is_late(self) -> None:
         if self.transport.is_closing():
+            return
+        if self._is_answering():
+            # it may be us who do not read, because requests sent ahead wait for their turn
+            self._deadline = self.loop.call_later(self.header_seconds, self._header_is_late)
             return
         if self._header_bytes == 0:
             self.transport.close()  # a connection that never said a word needs no answer
@@ -64,9 +69,13 @@ class GuardedProtocol(HttpToolsProtocol):
         if not self._in_header:
             super().data_received(data)
             return
-        self._header_bytes += len(data)
-        # only a header that is still incomplete after this piece can be too large: the rest may be body
-        if self._header_bytes > self.header_kib * 1024 and b"\r\n\r\n" not in data[: self.header_kib * 1024]:
+        # what follows the header's end is body, and that end may have been cut in two
+        window = self._header_tail + data
+        end = window.find(b"\r\n\r\n")
+        own_bytes = len(data) if end < 0 else end + 4 - len(self._header_tail)
+        self._header_bytes += own_bytes
+        self._header_tail = window[-3:]
+        if self._header_bytes > self.header_kib * 1024:
             self._refuse(
                 HeaderTooLarge(
                     f"The request's header is larger than {self.header_kib} KiB (HOSTLER_MAX_HEADER_KIB): send less"
@@ -85,6 +94,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_header = False
         self._stop_clock()
         super().on_headers_complete()
+        self.headers = []  # what follows are trailers, which must not turn up among the request's headers later
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -127,15 +137,22 @@ class GuardedProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         self._refuse(BadRequest(f"This is not an HTTP/1.1 request: {msg}"))
 
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _refuse(self, error: GatewayError) -> None:
+        self._refused = True
+        self._stop_clock()
+        if self._is_answering():
+            # nothing may come into the middle of an answer that was asked for before; after it the connection ends
+            self.cycle.keep_alive = False
+            return
         body = error.body()
         headers = [*error.headers(), (b"content-length", b"%d" % len(body)), (b"x-request-id", request_id({}))]
         lines = [b"HTTP/1.1 %d %s" % (error.status, REASONS[error.status]), b"connection: close"]
         lines += [name + b": " + value for name, value in headers if name != b"connection"]
         self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + body)
         # closing with unread bytes would reset the connection and lose the answer: end our side, let the client end its
-        self._refused = True
-        self._stop_clock()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)

@@ -46,7 +46,7 @@ class Pool:
     @property
     def idle(self) -> int:
         """How many connections are kept for the next request."""
-        return sum(map(len, self._idle.values()))
+        return sum(not connection.lost for idle in self._idle.values() for _, connection in idle)
 
     def sweep(self) -> None:
         """Close what has idled for too long; forget engines nothing is kept for."""

@@ -171,7 +171,7 @@ async def test_a_client_that_reads_in_sips_gets_everything(stack: Stack, engine_
         caller.post(CHAT, chat("pouring", stream=stream), "connection: close")
         began = time.monotonic()
         while time.monotonic() - began < 3 * CLIENT_STALL_SECONDS:
-            await caller.sip()
+            await caller.read_some()
             await asyncio.sleep(CLIENT_STALL_SECONDS / 10)
         assert not engine.broken.is_set()
         body = (await caller.read_to_end()).partition(b"\r\n\r\n")[2]

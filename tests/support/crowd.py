@@ -70,8 +70,8 @@ class Caller:
         self.received = b"".join(pieces)
         return self.received
 
-    async def sip(self) -> None:
-        """Read a little."""
+    async def read_some(self) -> None:
+        """Read a little, if anything still comes."""
         async with asyncio.timeout(SECONDS):
             self.received += await self._reader.read(4096)
 

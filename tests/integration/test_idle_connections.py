@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.crowd import calling
 from tests.support.fickle_engine import ANSWER_BODY, FickleEngine, Moment
-from tests.support.raw_server import raw_server, read_request
+from tests.support.raw_server import raw_server, read_call
 from tests.support.stack import Stack, chat, running_stack
 
 CHAT = "/v1/chat/completions"
@@ -67,9 +67,9 @@ async def test_a_request_that_was_answered_with_even_one_byte_is_not_sent_again(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal calls
-        await read_request(reader)
+        await read_call(reader, writer)
         writer.write(whole)  # so that the connection is one that was used before
-        await read_request(reader)
+        await read_call(reader, writer)
         calls += 1
         writer.write(whole[:length])
 

@@ -12,7 +12,7 @@ from tests.engine_simulator.configuration import Simulation
 from tests.support.crowd import SECONDS, Caller, calling, crowd
 from tests.support.memory import forget_peak, peak_mib
 from tests.support.raw_http import dechunked, post_bytes
-from tests.support.raw_server import raw_server, read_request, until_closed
+from tests.support.raw_server import raw_server, read_call, until_closed
 from tests.support.stack import ADMIN_KEY, Stack, chat, running_stack
 from tests.support.waiting import wait_until_async
 
@@ -120,7 +120,7 @@ class Pouring:
         self.broken = asyncio.Event()
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
+        await read_call(reader, writer)
         writer.transport.set_write_buffer_limits(high=len(EVENT))
         kind = b"text/event-stream" if self._stream else b"application/json"
         framing = b"transfer-encoding: chunked" if self._stream else b"content-length: %d" % len(self.body)

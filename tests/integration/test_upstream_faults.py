@@ -20,7 +20,7 @@ import pytest
 
 from tests.support.crowd import calling, contents
 from tests.support.raw_http import RawAnswer, dechunked
-from tests.support.raw_server import raw_server, read_request, until_closed
+from tests.support.raw_server import raw_server, read_call, until_closed
 from tests.support.stack import ADMIN_KEY, Stack, chat, running_stack
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -148,7 +148,7 @@ class Engines:
 
     async def serve(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            await read_request(reader)
+            await read_call(reader, writer)
             self.calls.append(number)
             if len(self.calls) > 1:
                 writer.write(self._answer)
@@ -280,8 +280,8 @@ async def test_two_engines_that_both_cut_before_their_header_are_called_once_eac
 ) -> None:
     calls: list[int] = []
 
-    async def cut(number: int, reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
+    async def cut(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_call(reader, writer)
         calls.append(number)
 
     async with raw_server(partial(cut, 0), sockets[0]), raw_server(partial(cut, 1), sockets[1]):
@@ -317,6 +317,11 @@ def overrun(path: Path) -> Iterator[None]:
     path.unlink()
 
 
+def lines(stack: Stack, way: str) -> int:
+    """How often a worker has left the rotation, or come back."""
+    return sum(line["event"] == f"worker {way} rotation" for line in stack.log_lines())
+
+
 @pytest.mark.parametrize("unwilling", [refusing, overrun])
 async def test_an_engine_that_takes_no_connection_is_passed_over(
     stack: Stack, sockets: list[Path], unwilling: Callable[[Path], contextlib.AbstractContextManager[None]]
@@ -327,16 +332,19 @@ async def test_an_engine_that_takes_no_connection_is_passed_over(
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal calls
         while True:
-            await read_request(reader)
+            await read_call(reader, writer)
             calls += 1
             writer.write(JSON)
 
-    with unwilling(deaf):
-        async with raw_server(serve, hearing):
+    async with raw_server(serve, hearing):
+        with unwilling(deaf):
             # each worker takes one request at a time, so that one of two at once meets the deaf one
             received = await asyncio.gather(*(ask(stack, stream=False) for _ in range(2)))
-    assert [parsed(answer).status for answer in received] == [200, 200]
-    assert calls == 2
+        assert [parsed(answer).status for answer in received] == [200, 200]
+        assert calls == 2
+        # for whatever test comes next both take requests again
+        async with raw_server(serve, deaf):
+            await wait_until_async(lambda: lines(stack, "out of") == lines(stack, "back in"), "both are in rotation")
 
 
 async def test_an_engine_that_accepts_and_says_nothing_is_too_slow_and_its_request_is_not_sent_elsewhere(

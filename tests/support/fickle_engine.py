@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from enum import Enum, auto
 
-from tests.support.raw_server import read_request
+from tests.support.raw_server import read_call
 
 ANSWER_BODY = b'{"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}}]}'
 ANSWER = (
@@ -43,7 +43,7 @@ class FickleEngine:
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
-            request = await read_request(reader)
+            request = await read_call(reader, writer)
             found = REQUEST_ID.search(request)
             assert found is not None, request
             self.answered[found.group(1)] += 1

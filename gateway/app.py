@@ -25,6 +25,7 @@ from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
 from gateway.errors import Conflict, GatewayError, ManagerUnavailable
 from gateway.http import on_bug, on_gateway_error, on_http_error
+from gateway.learned import Learned
 from gateway.logs import RequestLog
 from gateway.machine.health import HealthRoutes
 from gateway.machine.routes import MachineRoutes
@@ -56,11 +57,15 @@ class Gateway:
         self.database = database
         self.metrics = Metrics()
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
-        self.registry = Registry(EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib)
+        self.learned = Learned(database)
+        self.registry = Registry(
+            EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
+        )
         self.demand = Demand(settings.engines_folder().absolute(), settings.max_waiting)
-        self.catalogue = Catalogue(self.registry, Sizes(settings.gpu_margin_mib))
+        self.catalogue = Catalogue(self.registry, Sizes(settings.gpu_margin_mib, self.learned))
         self.manager = ManagerClient(settings.manager_socket())
         self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
+        self.scheduler.noticed = lambda observed: self.learned.notice(observed, self.catalogue.model_at)
         self.pool = Pool(settings.connect_seconds)
         self.prober = Prober(self.demand)
         self.demand.unreachable = self.prober.watch
@@ -79,6 +84,7 @@ class Gateway:
         """Read what the database holds."""
         await self.keyring.load()
         await self.registry.load()
+        await self.learned.load()
         self.endpoints_changed()
 
     def endpoints_changed(self) -> None:
@@ -150,12 +156,16 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     try:
         await gateway.load()
         gateway.scheduler.start()
-        keeper = asyncio.create_task(gateway.housekeeping(), name="housekeeping")
+        keepers = [
+            asyncio.create_task(gateway.housekeeping(), name="housekeeping"),
+            asyncio.create_task(gateway.learned.run(), name="learned"),
+        ]
         try:
             yield gateway
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
     finally:
         await gateway.close()
 

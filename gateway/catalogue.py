@@ -100,6 +100,11 @@ class Catalogue:
             max_model_len=found.max_model_len if found.is_cut else None,
         )
 
+    def model_at(self, path: str) -> ModelFacts | None:
+        """The model whose files lie there, if an endpoint is served from it."""
+        found = (self.facts(endpoint.spec)[0] for endpoint in self._registry.all())
+        return next((facts for facts in found if facts is not None and facts.path == path), None)
+
     def host_promises(self, host: HostFacts) -> dict[str, int]:
         """MiB of host memory by model path, for workers on the CPUs."""
         found: dict[str, int] = {}

@@ -6,6 +6,8 @@ import msgspec
 
 from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, cpu_length, gpus_of, promised_mib, size_of
 from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.learned import Learned
+from gateway.memory.estimate import Measured
 from gateway.memory.host import cpu_need, gpu_need
 from gateway.memory.plan import Sizing, Unfit
 from worker_manager.contract import HostFacts
@@ -35,14 +37,15 @@ class WorkerSize(msgspec.Struct, frozen=True, kw_only=True):
 class Sizes:
     """Keeps the last answer for each endpoint."""
 
-    def __init__(self, margin_mib: int) -> None:
+    def __init__(self, margin_mib: int, learned: Learned) -> None:
         self._margin_mib = margin_mib
+        self._learned = learned
         self._kept: dict[str, tuple[tuple[Any, ...], WorkerSize | Unfit]] = {}
 
     def of(self, spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> WorkerSize | Unfit:
         """The size of a worker of this endpoint."""
         memory = tuple((gpu.memory_total_mib, gpu.memory_foreign_mib) for gpu in host.gpus)
-        key = (spec, model, memory, host.cpu_kv_cache_mib)
+        key = (spec, model, memory, host.cpu_kv_cache_mib, host.engine, self._learned.version)
         kept = self._kept.get(spec.name)
         if kept is not None and kept[0] == key:
             return kept[1]
@@ -53,10 +56,14 @@ class Sizes:
     def _work_out(self, spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> WorkerSize | Unfit:
         if spec.gpus == 0 or (spec.gpus is None and not host.gpus):
             return _on_cpus(spec, model, host)
-        sizing = size_of(spec, model, host, self._margin_mib, empty=False)
+
+        def learned(gpus: int) -> Measured | None:
+            return self._learned.find(spec, model, host, gpus)
+
+        sizing = size_of(spec, model, host, self._margin_mib, learned, empty=False)
         if isinstance(sizing, Unfit):
             # other programs hold the memory: the worker waits for it, sized for a card that is empty
-            sizing = size_of(spec, model, host, self._margin_mib)
+            sizing = size_of(spec, model, host, self._margin_mib, learned)
         if sizing is None:
             return _by_weights(spec, model, host)
         return sizing if isinstance(sizing, Unfit) else _as_size(sizing)

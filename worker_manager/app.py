@@ -36,6 +36,7 @@ class Manager:
         self.kind = kind
         self.device = settings.device
         self.images: tuple[str, ...] = ()
+        self.engine = ""
         self.launcher: Launcher = make_launcher(
             kind,
             settings,
@@ -72,6 +73,7 @@ class Manager:
             memory_available_mib=available,
             models_disk_free_mib=host.disk_free_mib(self.settings.models),
             images=self.images,
+            engine=self.engine,
             cpu_kv_cache_mib=max(1, round(self.settings.cpu_kv_cache_gib)) * 1024,
         )
 
@@ -112,9 +114,9 @@ class Manager:
         """Images come and go rarely; asked now and then, beside the loop."""
         while True:
             try:
-                images = await self.launcher.images()
-                if images != self.images:
-                    self.images = images
+                found = await self.launcher.images(), await self.launcher.engine()
+                if found != (self.images, self.engine):
+                    self.images, self.engine = found
                     self._changed()
             except Exception as error:  # noqa: BLE001 - a task root: facts about the host are not worth a manager
                 logger.warning("images_unknown", cause=str(error))

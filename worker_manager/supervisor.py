@@ -34,6 +34,7 @@ from worker_manager.launchers.base import (
     Unit,
     UnitKind,
 )
+from worker_manager.measuring import Measurements
 from worker_manager.policy import PolicyRefusal
 from worker_manager.reconcile import Tracked
 
@@ -87,6 +88,7 @@ class Supervisor:
         self._units: dict[str, Unit] = {}
         self._actions: dict[str, asyncio.Task[None]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
+        self._measurements = Measurements(launcher)
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._failing = False
@@ -129,7 +131,7 @@ class Supervisor:
 
     def observed(self) -> tuple[ObservedWorker, ...]:
         """Every worker that exists or should."""
-        return tuple(_observed(known) for _, known in sorted(self._tracked.items()))
+        return tuple(_observed(known, self._measurements) for _, known in sorted(self._tracked.items()))
 
     async def log(self, worker: str, lines: int) -> tuple[str, ...] | None:
         """The last lines of a worker's log; those of its last death if it has no unit; None if unknown."""
@@ -305,10 +307,18 @@ class Supervisor:
             if answer.ready:
                 logger.info("worker_ready", worker=worker, seconds=round(now - current.since, 3))
                 self._set(worker, rules.entered(current, WorkerState.READY, now))
+                await self._measure(worker)
                 return
             self._set(worker, rules.entered(current, WorkerState.LOADING, now, answer.reason))
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, PROBE_MAX_SECONDS)
+
+    async def _measure(self, worker: str) -> None:
+        """Learn what the start has shown; the worker serves meanwhile."""
+        unit = self._units.get(worker)
+        gpus = await self._read_gpus(self._units)
+        if await self._measurements.read(worker, unit.image if unit is not None else "", gpus):
+            self._on_change()
 
     def _check_settled(self) -> None:
         """The first picture is whole once units were listed and no adopted worker waits for its first probe."""
@@ -333,6 +343,8 @@ class Supervisor:
             self._tracked[worker] = known
             if before is None or before.state is not known.state:
                 logger.info("worker_state", worker=worker, state=known.state, reason=known.reason)
+        if known is None or known.state is not WorkerState.READY:
+            self._measurements.forget(worker)
         self._tend_probe(worker, known)
         self._check_settled()
         self._on_change()
@@ -348,7 +360,7 @@ class Supervisor:
             del self._probes[worker]
 
 
-def _observed(known: Tracked) -> ObservedWorker:
+def _observed(known: Tracked, measurements: Measurements) -> ObservedWorker:
     return ObservedWorker(
         spec=known.spec,
         spec_hash=known.spec_hash,
@@ -360,6 +372,7 @@ def _observed(known: Tracked) -> ObservedWorker:
         restarts=known.restarts,
         retry_at=known.retry_at,
         failure=known.failure,
+        measured=measurements.of(known.spec.id),
     )
 
 

@@ -13,9 +13,18 @@ from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
+from gateway.memory.estimate import Measured
 from worker_manager.contract import HostFacts
 
 log = structlog.get_logger(__name__)
+
+Measurement = Callable[[EndpointSpec, ModelFacts, HostFacts, int], Measured | None]
+"""What was measured of a model with these flags on so many GPUs."""
+
+
+def unmeasured(_spec: EndpointSpec, _model: ModelFacts, _host: HostFacts, _gpus: int) -> Measured | None:
+    """Give no measurement."""
+    return None
 
 
 class Registry:
@@ -27,8 +36,11 @@ class Registry:
         models: ModelsFolder,
         margin_mib: int,
         clock: Callable[[], float] = time.time,
+        *,
+        measured: Measurement = unmeasured,
     ) -> None:
         self._store = store
+        self._measured = measured
         self._models = models
         self._margin_mib = margin_mib
         self._clock = clock
@@ -78,8 +90,16 @@ class Registry:
         for name in spec.names():
             self._require_free(name, owner=None)
         spec = settle(spec, host)
-        check(spec, host, self.facts(spec), self._margin_mib)
+        self._check(spec, host)
         return spec
+
+    def _check(self, spec: EndpointSpec, host: HostFacts) -> None:
+        model = self.facts(spec)
+
+        def learned(gpus: int) -> Measured | None:
+            return self._measured(spec, model, host, gpus) if model is not None else None
+
+        check(spec, host, model, self._margin_mib, learned)
 
     async def add(self, spec: EndpointSpec) -> Endpoint:
         """Store a new endpoint that was checked. Raises Conflict; then nothing has changed."""
@@ -112,7 +132,7 @@ class Registry:
             raise BadRequest(f"The change does not fit: {problem}") from None
         for alias in spec.aliases:
             self._require_free(alias, owner=name)
-        check(spec, host, self.facts(spec), self._margin_mib)
+        self._check(spec, host)
         return spec
 
     async def replace(self, spec: EndpointSpec) -> Endpoint:

@@ -4,11 +4,11 @@ from difflib import get_close_matches
 
 import msgspec
 
-from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, gpus_of, promised_mib, size_of
+from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, gpus_of, nothing_learned, promised_mib, size_of
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest, sentences
 from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
-from gateway.memory.plan import Unfit
+from gateway.memory.plan import Learned, Unfit
 from worker_manager.contract import ENGINE_FLAGS, HostFacts, flag_problem
 
 
@@ -19,11 +19,17 @@ def settle(spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
     return msgspec.structs.replace(spec, gpus=0)
 
 
-def check(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int) -> None:
+def check(
+    spec: EndpointSpec,
+    host: HostFacts,
+    model: ModelFacts | None,
+    margin_mib: int,
+    learned: Learned = nothing_learned,
+) -> None:
     """Raise BadRequest for the first rule the endpoint breaks. `model` is None while it is not downloaded."""
     _check_counts(spec)
     _check_flags(spec)
-    _check_gpus(spec, host, model, margin_mib)
+    _check_gpus(spec, host, model, margin_mib, learned)
 
 
 def _check_counts(spec: EndpointSpec) -> None:
@@ -52,7 +58,9 @@ def _near(name: str) -> str:
     return " or ".join(f"'{near}'" for near in get_close_matches(name.replace("_", "-"), ENGINE_FLAGS, n=2))
 
 
-def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int) -> None:
+def _check_gpus(
+    spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int, learned: Learned
+) -> None:
     wanted = gpus_of(spec, host)
     if wanted == 0:
         _check_host_memory(spec, host, model)
@@ -69,7 +77,7 @@ def _check_gpus(spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, m
     promised = _check_promise(spec, host, margin_mib, wanted)
     if model is None:
         return
-    sizing = size_of(spec, model, host, margin_mib)
+    sizing = size_of(spec, model, host, margin_mib, learned)
     if isinstance(sizing, Unfit):
         raise BadRequest(sentences(sizing.reason, sizing.advice), param=sizing.param)
     if sizing is None:

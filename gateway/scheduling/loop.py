@@ -75,6 +75,8 @@ class Scheduler:
         self.connected = False
         self._problem = ""
         self.last_plan: Plan | None = None
+        self.noticed: Callable[[ObservedSet], None] = lambda _observed: None
+        """Hears of every observed set."""
         demand.changed = self._wake.set
 
     def start(self) -> None:
@@ -134,6 +136,7 @@ class Scheduler:
         self.connected, self._problem = True, ""
         self.observed = observed
         self._demand.set_workers(observed.workers)
+        self.noticed(observed)
         self._show(observed)
         self._wake.set()
 

@@ -85,3 +85,19 @@ def test_a_model_that_vllm_does_not_serve_is_diagnosed(containers: ComposeStack)
     assert any("strange" in line.lower() for line in worker["failure"]["log_tail"])
     assert "does not serve this kind of model" in answer.json()["error"]["message"]
     containers.client.delete("/api/endpoints/strange")
+
+
+def test_the_start_of_a_real_engine_tells_what_it_took(containers: ComposeStack) -> None:
+    assert ask(containers)
+
+    def measured() -> dict[str, Any]:
+        [worker] = [one for one in containers.workers() if one["spec"]["endpoint"] == "chat"]
+        return dict(worker["measured"] or {})
+
+    wait_until(measured, "the start's log was read", seconds=20)
+    found = measured()
+    assert found["engine"].startswith("sha256:")
+    assert found["engine"] == containers.client.get("/api/host").json()["engine"]
+    assert found["kv_cache_mib"] == 1024
+    assert found["kv_cache_tokens"] >= found["max_model_len"] > 0
+    assert found["used_mib"] is None, "there is no GPU"

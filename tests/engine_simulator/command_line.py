@@ -25,6 +25,7 @@ class EngineArguments:
     kv_cache_memory_bytes: int | None
     tensor_parallel_size: int
     enable_sleep_mode: bool
+    enforce_eager: bool
     enable_force_include_usage: bool
     enable_prefix_caching: bool
     shutdown_timeout: float
@@ -55,6 +56,7 @@ def parse(arguments: list[str]) -> EngineArguments:
         kv_cache_memory_bytes=found["kv_cache_memory_bytes"],
         tensor_parallel_size=found["tensor_parallel_size"] or 1,
         enable_sleep_mode=bool(found["enable_sleep_mode"]),
+        enforce_eager=bool(found["enforce_eager"]),
         enable_force_include_usage=bool(found["enable_force_include_usage"]),
         enable_prefix_caching=found["enable_prefix_caching"] is not False,
         shutdown_timeout=found["shutdown_timeout"] or 0.0,

@@ -65,6 +65,8 @@ class Simulation:
     dimensions: int = 8
     """Of an embedding."""
     weights_mib: float = 100.0
+    engine_mib: float = 0.0
+    """Activations and CUDA graphs on a GPU, half and half: what vLLM's profiling takes from the KV cache."""
     kv_mib: float | None = None
     """Size of the KV cache; None: what is left of the claim after the weights, or 1024 without a GPU."""
     kv_kib_per_token: float = 16.0

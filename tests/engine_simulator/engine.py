@@ -156,7 +156,9 @@ class Engine:
             return self.arguments.kv_cache_memory_bytes / (1 << 20)
         if simulation.kv_mib is not None:
             return simulation.kv_mib
-        return self.memory.held_mib - simulation.weights_mib if self.memory.has_gpu else DEFAULT_KV_MIB
+        if not self.memory.has_gpu:
+            return DEFAULT_KV_MIB
+        return self.memory.held_mib - simulation.weights_mib - simulation.engine_mib
 
     def kv_tokens(self, simulation: Simulation) -> int:
         """How many tokens the KV cache holds."""

@@ -129,7 +129,15 @@ def _report(engine: Engine, simulation: Simulation, seconds: float) -> None:
     weights = simulation.weights_mib / MIB_PER_GIB
     _log("gpu_model_runner.py:3921", f"Model loading took {weights:.4f} GiB memory and {seconds:.6f} seconds")
     kv_mib = engine.kv_mib(simulation)
-    _log("gpu_worker.py:760", f"Available KV cache memory: {kv_mib / MIB_PER_GIB:.2f} GiB")
+    exact = engine.arguments.kv_cache_memory_bytes
+    if exact is None:
+        _log("gpu_worker.py:760", f"Available KV cache memory: {kv_mib / MIB_PER_GIB:.2f} GiB")
+    else:
+        told = "as specified by kv_cache_memory_bytes config and skipped memory profiling."
+        _log(
+            "gpu_worker.py:669",
+            f"Initial free memory 0 GiB, reserved {exact / 2**30:.2f} GiB memory for KV Cache {told}",
+        )
     if kv_mib <= 0:
         raise failures.EngineStartError(failures.TRACEBACKS["kv_cache"])
     tokens, longest = engine.kv_tokens(simulation), engine.arguments.max_model_len
@@ -143,6 +151,9 @@ def _report(engine: Engine, simulation: Simulation, seconds: float) -> None:
         )
     _log("kv_cache_utils.py:2327", f"GPU KV cache size: {tokens:,} tokens, Maximum concurrency for {longest:,} tokens "
          f"per request: {tokens / longest:.2f}x")  # fmt: skip
+    if engine.memory.has_gpu and not engine.arguments.enforce_eager:
+        graphs = simulation.engine_mib / 2 / MIB_PER_GIB
+        _log("gpu_model_runner.py:6581", f"Graph capturing finished in {seconds:.0f} secs, took {graphs:.2f} GiB")
     took = f"init engine (profile, create kv cache, warmup model) took {seconds:.2f} s"
     _log("core.py:403", took)
 

@@ -119,3 +119,30 @@ def test_files_that_turn_out_too_large_later_fail_the_endpoint_and_its_requests_
     assert "The model cannot fit: weights" in answer.json()["error"]["message"]
     put(stack, "grown", SMALL)
     wait_until(lambda: stack.ask("grown").status_code == 200, "the files are read again")
+
+
+def test_what_a_start_has_shown_sizes_the_next_one_also_after_a_restart_of_the_gateway(stack: Stack) -> None:
+    folder = write(stack.models / "local" / "lean", SMALL)
+    lean = Simulation(load_seconds=0.1, answer_tokens=4, weights_mib=1_100, engine_mib=200, kv_kib_per_token=16)
+    write_simulation(folder, lean)
+    stack.register("lean", "local/lean")
+    assert stack.status("lean")["memory"]["source"] == "derived"
+    estimate = stack.status("lean")["memory"]["least_mib"]
+    assert stack.ask("lean").status_code == 200
+    wait_until(lambda: stack.status("lean")["memory"]["source"] == "learned", "the start's log was read")
+    [worker] = [found for found in stack.workers() if found["spec"]["endpoint"] == "lean"]
+    assert worker["measured"]["weights_mib"] == 1_100
+    assert worker["measured"]["graphs_mib"] == 103, "0.1 GiB, as vLLM rounds it"
+    assert worker["measured"]["used_mib"] <= worker["spec"]["gpu_memory_mib"]
+    memory = stack.status("lean")["memory"]
+    assert memory["weights_mib"] == 1_100
+    assert memory["least_mib"] < estimate
+    assert stack.gateway is not None
+    stack.gateway.stop()
+    stack.start_gateway()
+    wait_until(stack.is_ready, "the gateway is ready again")
+    assert stack.status("lean")["memory"] == memory
+    stack.client.post("/api/endpoints/lean/stop")
+    wait_until(lambda: not stack.workers(), "its worker is gone", seconds=20)
+    assert stack.ask("lean").status_code == 200
+    assert memory["least_mib"] <= spec_of(stack, "lean")["gpu_memory_mib"] <= memory["most_mib"]

@@ -53,6 +53,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
     generation: int = 0
+    image: str = ""
+    """The image's digest; empty for a process."""
     pids: tuple[int, ...] = ()
     """Host process ids, where the launcher can tell cheaply; to match NVML's list of users."""
 
@@ -97,6 +99,10 @@ class Launcher(Protocol):
 
     async def images(self) -> tuple[str, ...]:
         """Engine images on the allow-list that are present; the engine's command for the process launcher."""
+        ...
+
+    async def engine(self) -> str:
+        """What a worker without an image of its own runs, as a text that another version differs in; "" if unknown."""
         ...
 
     async def close(self) -> None:

@@ -166,6 +166,11 @@ class DockerLauncher:
         present = await self._call(QUICK_SECONDS, docker_containers.image_names)
         return tuple(image for image in self._settings.allowed_images if image in present)
 
+    async def engine(self) -> str:
+        """The default image's digest. Raises `LauncherError`."""
+        image = self._settings.allowed_images[0]
+        return await self._call(QUICK_SECONDS, lambda client: docker_containers.image_digest(client, image))
+
     async def close(self) -> None:
         """End the feed and the threads; a call that hangs is not waited for."""
         if self._feed is not None:

@@ -44,6 +44,7 @@ class Containers:
     def _unit(self, client: APIClient, summary: dict[str, Any]) -> Unit:
         labels, state = summary.get("Labels") or {}, summary.get("State")
         unit = read_labels(labels, fallback_id=self._id_from_name(summary), created_at=float(summary["Created"]))
+        unit = msgspec.structs.replace(unit, image=str(summary.get("ImageID") or ""))
         if state in ("running", "paused"):
             pids = self._pids_of(client, unit) if unit.worker is not None and unit.worker.gpus else ()
             return msgspec.structs.replace(unit, running=True, pids=pids)
@@ -193,6 +194,14 @@ def inspect_self(client: APIClient) -> dict[str, Any] | None:
             inspected: dict[str, Any] = client.inspect_container(own_id)
             return inspected
     return None
+
+
+def image_digest(client: Any, image: str) -> str:
+    """An image's digest; empty where it is not here."""
+    try:
+        return str(client.inspect_image(image)["Id"])
+    except NotFound:
+        return ""
 
 
 def image_names(client: APIClient) -> set[str]:

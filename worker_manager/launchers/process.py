@@ -167,6 +167,10 @@ class ProcessLauncher:
         found = shutil.which(self._settings.vllm_command[0], path=self._environ.get("PATH"))
         return (" ".join(self._settings.vllm_command),) if found else ()
 
+    async def engine(self) -> str:
+        """Not known before it runs."""
+        return ""
+
     async def close(self) -> None:
         """Close the pidfds; the processes live on."""
         loop = asyncio.get_running_loop()

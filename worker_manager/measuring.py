@@ -40,7 +40,7 @@ class Measurements:
             return False
         used = used_mib(worker, gpus)
         self._found[worker] = msgspec.structs.replace(found, used_mib=used)
-        logger.info("worker_measured", worker=worker, weights_mib=found.weights_mib, used_mib=used)
+        logger.info("worker_measured", worker=worker, weights_mib=found.weights_mib, kv_cache_mib=found.kv_cache_mib)
         return True
 
 

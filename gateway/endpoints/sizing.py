@@ -8,6 +8,8 @@ from gateway.memory.serving import parallel_gpus, serving_of
 from worker_manager.contract import HostFacts
 
 MIB = 1024 * 1024
+CPU_BLOCK_TOKENS = 128
+"""The largest block that vLLM takes on CPUs where no flag says: a length must fit in whole blocks."""
 
 
 def nothing_learned(_gpus: int) -> Measured | None:
@@ -69,7 +71,7 @@ def cpu_length(spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> int | 
     room = cpu_cache_mib(spec, host)
     if model.shape is None or spec.max_model_len is not None or room == 0:
         return None
-    serving = serving_of(spec.engine_args, 1, 0)
+    serving = serving_of({"block-size": CPU_BLOCK_TOKENS, **spec.engine_args}, 1, 0)
     need = needs(model.weights, model.shape, serving, None)
     if kv_mib(model.shape, serving, need, model.shape.longest) <= room:
         return None

@@ -23,20 +23,21 @@ LENGTH = re.compile(r"Maximum concurrency for ([\d,]+) tokens per request")
 
 
 def measured(lines: Sequence[str], image: str = "") -> MeasuredMemory | None:
-    """The figures of the last start in a log; None where it does not say what the weights took.
+    """The figures of the last start in a log; None where it tells of neither weights nor cache.
 
-    `image`: what the engine runs as, where that is known; else the version it names itself.
+    On CPUs vLLM does not say what the weights took. `image`: what the engine runs as, where that is known; else the
+    version it names itself.
     """
     last = next((at for at in range(len(lines) - 1, -1, -1) if VERSION.search(lines[at])), 0)
     said = lines[last:]
-    weights = _mib(said, WEIGHTS, max)
-    if weights is None:
+    weights, cache = _mib(said, WEIGHTS, max), _mib(said, CACHE, min)
+    if weights is None and cache is None:
         return None
     version = VERSION.search(said[0]) if said else None
     return MeasuredMemory(
         engine=image or (f"vllm {version[1]}" if version else ""),
         weights_mib=weights,
-        kv_cache_mib=_mib(said, CACHE, min),
+        kv_cache_mib=cache,
         kv_cache_tokens=_count(said, TOKENS),
         max_model_len=_count(said, LENGTH),
         graphs_mib=_mib(said, GRAPHS, max),

@@ -71,12 +71,12 @@ def test_models_share_cards_by_what_their_files_say_they_need(stack: Stack) -> N
     for name in names:
         put(stack, name, SMALL)
         stack.register(name, f"local/{name}")
+    memory = stack.status("one")["memory"]
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(stack.ask, names))
     assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
     specs = [spec_of(stack, name) for name in names]
     assert sorted(Counter(spec["gpus"][0] for spec in specs).values()) == [1, 2]
-    memory = stack.status("one")["memory"]
     assert (memory["source"], memory["gpus"], memory["is_cut"]) == ("derived", 1, False)
     assert all(memory["least_mib"] <= spec["gpu_memory_mib"] <= memory["most_mib"] for spec in specs)
     parts = ("weights_mib", "kv_cache_mib", "activations_mib", "graphs_mib", "other_mib")

@@ -65,3 +65,9 @@ def test_nothing_of_ours_is_mocked() -> None:
         if path != Path(__file__) and mocks.search(path.read_text())
     ]
     assert guilty == []
+
+
+def test_the_numbers_of_the_migrations_have_no_gap_and_none_stands_twice() -> None:
+    """Two branches that each add one would find out only where a gateway no longer starts."""
+    names = sorted(path.name for path in (ROOT / "gateway/database/migrations").glob("*.sql"))
+    assert [name[:4] for name in names] == [f"{number:04}" for number in range(1, len(names) + 1)]

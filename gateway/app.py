@@ -38,7 +38,8 @@ from gateway.proxy.relay import Relay
 from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
 from gateway.proxy.watch import impatient
 from gateway.scheduling.demand import Demand
-from gateway.scheduling.loop import Scheduler
+from gateway.scheduling.loop import Limits, Scheduler
+from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.settings import Settings
 from gateway.sizes import Sizes
 from worker_manager.contract import DownloadSpec
@@ -64,7 +65,9 @@ class Gateway:
         self.demand = Demand(settings.engines_folder().absolute(), settings.max_waiting)
         self.catalogue = Catalogue(self.registry, Sizes(settings.gpu_margin_mib, self.learned))
         self.manager = ManagerClient(settings.manager_socket())
-        self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, settings.gpu_margin_mib)
+        self.sleep_failures = SleepFailures(database)
+        limits = Limits(gpu_margin_mib=settings.gpu_margin_mib, sleep_memory_mib=settings.sleep_memory_mib)
+        self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, self.sleep_failures, limits)
         self.scheduler.noticed = lambda observed: self.learned.notice(observed, self.catalogue.model_at)
         self.pool = Pool(settings.connect_seconds)
         self.prober = Prober(self.demand)
@@ -85,6 +88,7 @@ class Gateway:
         await self.keyring.load()
         await self.registry.load()
         await self.learned.load()
+        await self.sleep_failures.load()
         self.endpoints_changed()
 
     def endpoints_changed(self) -> None:

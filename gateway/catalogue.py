@@ -23,12 +23,19 @@ from worker_manager.contract import (
     HostFacts,
     ObservedSet,
     ObservedWorker,
+    Residency,
     WorkerSpec,
     WorkerState,
 )
 
 FACTS_SECONDS = 2.0
 """A model's files are looked at again after this long at the earliest: planning must not mean reading folders."""
+RUNGS = {
+    "auto": (Residency.ASLEEP_1,),
+    "level2": (Residency.ASLEEP_1, Residency.ASLEEP_2),
+    "off": (),
+}
+"""What an endpoint's `sleep` lets its workers rest as."""
 COMING = frozenset(
     {WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING, WorkerState.WAKING, WorkerState.BACKOFF}
 )
@@ -84,6 +91,9 @@ class Catalogue:
             max_workers=spec.max_workers,
             per_worker=spec.per_worker,
             idle_seconds=spec.idle_seconds,
+            sleep=RUNGS[spec.sleep],
+            sleep_after_seconds=spec.sleep_after_seconds,
+            sleep_host_mib=facts.weights_mib if facts is not None else 0,
             priority=spec.priority,
         )
         if facts is None or not isinstance(found, WorkerSize):

@@ -66,6 +66,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gpu_margin_mib: int = 512
     """MiB of each GPU that are never promised to a worker."""
 
+    sleep_memory_mib: int | None = None
+    """MiB of the machine's memory that sleeping engines may take together; not set: half of it. 0: none."""
+
     def manager_socket(self) -> Path:
         """Where the worker manager listens."""
         return self.run / "manager" / "manager.sock"
@@ -118,6 +121,7 @@ def _check(settings: Settings) -> None:
         if field.name.endswith("_seconds"):
             seconds = getattr(settings, field.name)
             require(field.name, 0 < seconds < math.inf, "must be a number of seconds greater than 0")
+    require("sleep_memory_mib", (settings.sleep_memory_mib or 0) >= 0, "must not be negative")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
     require(

@@ -252,6 +252,8 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """The last failure; kept while the worker starts again."""
     can_sleep: bool = False
     """Whether it may be asked to sleep; False while that is not known (before it was READY for the first time)."""
+    can_sleep_deep: bool = False
+    """Whether at level 2 as well."""
     no_sleep_reason: str = ""
     """Why it can't sleep, as a sentence; empty where `can_sleep`, or where it is not known yet.
 

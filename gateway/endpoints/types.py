@@ -36,6 +36,10 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     per_worker: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 32
     """Requests in flight that one worker gets; more wait in the gateway or, up to max_workers, start another."""
     idle_seconds: Annotated[float, msgspec.Meta(ge=1)] = 900
+    sleep: Literal["auto", "level2", "off"] = "auto"
+    """auto: idle workers sleep with their weights in the machine's memory; level2: where that is full, without them."""
+    sleep_after_seconds: Annotated[float, msgspec.Meta(ge=1)] = 60
+    """Idle for so long, a worker sleeps where not all endpoints fit on the GPUs at once."""
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
     aliases: tuple[Name, ...] = ()
     labels: dict[str, str] = {}

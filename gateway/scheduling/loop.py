@@ -15,15 +15,17 @@ import structlog
 
 from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
-from gateway.memory.host import cards
+from gateway.memory.host import HOST_MARGIN_MIB, cards
 from gateway.scheduling.demand import Demand
+from gateway.scheduling.orders import Orders
+from gateway.scheduling.patience import Patience
 from gateway.scheduling.planner import plan
+from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (
-    DesiredSet,
     HostFacts,
     ObservedSet,
-    WorkerSpec,
+    ObservedWorker,
     WorkerState,
 )
 
@@ -49,6 +51,18 @@ class Catalogue(Protocol):
         ...
 
 
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How much of the machine is never used, or used for sleepers; MiB."""
+
+    gpu_margin_mib: int
+    sleep_memory_mib: int | None = None
+    """Host memory for sleepers; None: half of the machine's."""
+
+    def sleep_budget_mib(self, host: HostFacts) -> int:
+        """Host memory that all sleepers together may take."""
+        return host.memory_total_mib // 2 if self.sleep_memory_mib is None else self.sleep_memory_mib
+
+
 class Scheduler:
     """Owns the desired set and the last observed one."""
 
@@ -57,18 +71,20 @@ class Scheduler:
         manager: ManagerClient,
         demand: Demand,
         catalogue: Catalogue,
-        gpu_margin_mib: int,
+        failures: SleepFailures,
+        limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._manager = manager
         self._demand = demand
         self._catalogue = catalogue
-        self._margin_mib = gpu_margin_mib
+        self._failures = failures
+        self._limits = limits
         self._clock = clock
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._sent: DesiredSet | None = None
-        self._taken_by = ""
+        self._orders = Orders(clock)
+        self._patience = Patience()
         self._draining: frozenset[str] = frozenset()
         self._shown: dict[str, str] = {}
         self.observed: ObservedSet | None = None
@@ -122,6 +138,7 @@ class Scheduler:
                 continue
             after = observed.version
             self._take(observed)
+            await self._failures.learn(observed.workers, observed.host)
 
     def _lost(self, problem: Exception) -> None:
         """Note that the manager can't be spoken with; each cause is logged once, not at every try."""
@@ -180,9 +197,9 @@ class Scheduler:
         decided = plan(situation)
         self.last_plan = decided
         self._draining = decided.draining
-        self._demand.set_draining(decided.draining)
+        self._demand.set_draining(decided.draining | decided.residencies.keys())
         try:
-            await self._send(decided.desired, self.observed)
+            await self._send(decided, self.observed)
         except ManagerUnavailable as problem:
             self._lost(problem)
             return RETRY_SECONDS
@@ -195,12 +212,20 @@ class Scheduler:
 
     def situation(self, observed: ObservedSet) -> Situation:
         """Everything the planner may know, this instant."""
+        now, host = self._clock(), observed.host
+        workers = tuple(self._known(observed))
+        endpoints = [self._with_demand(endpoint) for endpoint in self._catalogue.wanted(host)]
+        unserved = self._patience.look(now, endpoints, workers)
         return Situation(
-            now=self._clock(),
-            endpoints=tuple(self._with_demand(endpoint) for endpoint in self._catalogue.wanted(observed.host)),
-            workers=tuple(self._known(observed)),
-            cards=cards(observed.host, self._margin_mib, HOST_MEMORY),
-            host_promises=self._catalogue.host_promises(observed.host),
+            now=now,
+            endpoints=tuple(
+                msgspec.structs.replace(endpoint, unserved_since=unserved.get(endpoint.name)) for endpoint in endpoints
+            ),
+            workers=workers,
+            cards=cards(host, self._limits.gpu_margin_mib, HOST_MEMORY),
+            host_promises=self._catalogue.host_promises(host),
+            sleep_memory_mib=self._limits.sleep_budget_mib(host),
+            host_available_mib=max(0, host.memory_available_mib - HOST_MARGIN_MIB),
         )
 
     def _with_demand(self, endpoint: WantedEndpoint) -> WantedEndpoint:
@@ -215,39 +240,41 @@ class Scheduler:
             waiting_since=queue.waiters.oldest_since(),
             warm_until=queue.warm_until,
             ordered_at=queue.ordered_at,
+            load_seconds=queue.last_load_seconds,
         )
 
     def _known(self, observed: ObservedSet) -> list[KnownWorker]:
-        known = {}
-        for worker in observed.workers:
-            slot = self._demand.slots.get(worker.spec.id)
-            known[worker.spec.id] = KnownWorker(
-                spec=worker.spec,
-                state=worker.state,
-                since=worker.since,
-                in_flight=slot.in_flight if slot else 0,
-                last_used=slot.last_used if slot else worker.since,
-                draining=worker.spec.id in self._draining,
-            )
-        if (
-            self._sent is not None
-            and self._taken_by == observed.manager
-            and observed.generation < self._sent.generation
-        ):
-            # asked for and not yet seen: it holds its promise already
-            for spec in self._sent.workers:
-                known.setdefault(
-                    spec.id,
-                    KnownWorker(spec=spec, state=WorkerState.WAITING, since=self._clock(), last_used=self._clock()),
-                )
-        return list(known.values())
+        known = [self._seen(worker, observed.host) for worker in observed.workers]
+        now = self._clock()
+        # asked for and not yet seen: it holds its promise already
+        known += [
+            KnownWorker(spec=spec, state=WorkerState.WAITING, since=now, last_used=now)
+            for spec in self._orders.unseen(observed)
+        ]
+        return known
 
-    async def _send(self, desired: tuple[WorkerSpec, ...], observed: ObservedSet) -> None:
+    def _seen(self, worker: ObservedWorker, host: HostFacts) -> KnownWorker:
+        slot = self._demand.slots.get(worker.spec.id)
+        asked, asked_at = self._orders.asked(worker)
+        may_sleep = worker.can_sleep and not self._failures.reason(worker.spec, host)
+        return KnownWorker(
+            spec=worker.spec,
+            state=worker.state,
+            since=worker.since,
+            in_flight=slot.in_flight if slot else 0,
+            last_used=slot.last_used if slot else worker.since,
+            draining=worker.spec.id in self._draining,
+            asked=asked,
+            asked_at=asked_at,
+            can_sleep=may_sleep,
+            can_sleep_deep=may_sleep and worker.can_sleep_deep,
+            memory_mib=worker.memory_mib,
+            sleep=worker.sleep,
+        )
+
+    async def _send(self, decided: Plan, observed: ObservedSet) -> None:
         """Send the desired set if it differs from what this very manager has taken."""
-        sent = self._sent
-        if sent is not None and sent.workers == desired and self._taken_by == observed.manager:
-            return
-        generation = max(observed.generation, sent.generation if sent else 0) + 1
-        fresh = DesiredSet(generation=generation, workers=desired)
-        accepted = await self._manager.set_desired(fresh)
-        self._sent, self._taken_by = fresh, accepted.manager
+        fresh = self._orders.next(decided.desired, decided.residencies, observed)
+        if fresh is not None:
+            accepted = await self._manager.set_desired(fresh)
+            self._orders.taken(fresh, accepted.manager)

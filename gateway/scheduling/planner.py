@@ -1,43 +1,41 @@
-"""The planner: which workers should exist. A pure function of its input: no clock, no randomness, no I/O.
+"""The planner: which workers should exist, and how warm. A pure function: no clock, no randomness, no I/O.
 
     plan(situation) -> Plan
 
-Rules, in order (the house plan, section "The planner"; sleeping is a later rung):
-1. An endpoint wants clamp(ceil((in flight + waiting) / per_worker), min_workers, max_workers) workers; one it has and
-   does not need goes only after `idle_seconds` without a request.
+Rules, in order (docs/design.md, "The planner", has the reasons and the bound):
+1. An endpoint wants clamp(ceil((in flight + waiting) / per_worker), min_workers, max_workers) workers awake. One it has
+   and does not need leaves its cards after `idle_seconds` without a request; where not all endpoints fit at once, it
+   sleeps after `sleep_after_seconds`, ahead of need.
 2. A worker whose spec is no longer what its endpoint asks for drains and goes; so does one whose endpoint is gone.
-3. A new worker goes where its promise fits: on each card, promises plus what other programs hold stay below the
-   card's total less the margin. Best fit first, so that large holes stay whole.
-4. Where it does not fit, idle workers of other endpoints make room: lowest priority first, then longest unused; never
-   one of a higher priority, never one within its minimum residency, never where it would not free enough.
-5. A waiter past the starvation bound may have busy workers of its own or lower priority drained for it.
-6. Who goes first: higher priority, then who has waited longest.
-
-A draining worker keeps its promise until it has left the observed set: memory is never promised twice.
+3. Cheapest first: a sleeper wakes where its memory is free, else a worker starts where its promise fits (best fit),
+   else others make room (`eviction`): whoever is cheapest to have back, asleep if that is as quick as a stop.
+4. A waiter past the starvation bound may have busy workers of its own or lower priority drained for it. Where they must
+   stay a while yet, their cards are held for it, so that nobody who came later takes them.
+5. Who goes first: higher priority, then who has no worker at all, then who has been without one the longest.
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable
 
 import msgspec
 
+from gateway.scheduling import ladder
+from gateway.scheduling.board import Board, Need
+from gateway.scheduling.eviction import RESTING, Eviction, Way, exit_of
 from gateway.scheduling.types import (
-    HOST_MEMORY,
     RETRY_FAILED_SECONDS,
-    Decision,
     KnownWorker,
     Plan,
     Situation,
     Verb,
     WantedEndpoint,
 )
-from worker_manager.contract import WorkerSpec, WorkerState, spec_hash
+from worker_manager.contract import Residency, WorkerSpec, WorkerState, spec_hash
 
-ID_NAME_LENGTH = 24
-RESTING = frozenset({WorkerState.READY, WorkerState.WAITING, WorkerState.BACKOFF})
-"""States in which a worker may be let go for want of requests. A load is never broken off: its memory is paid for."""
+WAIT_FOR_CARD_LOADS = 1.0
+"""For so long, in loads, a waiter waits for the card of its sleeper before another worker is started elsewhere."""
+SLEEP_ORDER_SECONDS = 60.0
+"""A worker that was asked to sleep and still does not begin to is stopped."""
+AWAKE_OR_ASLEEP = frozenset({WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP})
 
 
 def plan(situation: Situation) -> Plan:
@@ -46,278 +44,287 @@ def plan(situation: Situation) -> Plan:
 
 
 class _Planner:
-    """One run of the planner: the input and what has been decided so far."""
+    """One run of the planner: the rules; the board keeps what they decide."""
 
     def __init__(self, situation: Situation) -> None:
         self.now = situation.now
         self.situation = situation
-        self.endpoints = {endpoint.name: endpoint for endpoint in situation.endpoints}
-        self.kept: dict[str, KnownWorker] = {worker.spec.id: worker for worker in situation.workers}
-        self.draining: set[str] = {worker.spec.id for worker in situation.workers if worker.is_leaving()}
-        self.reserved: Counter[str] = Counter()
-        self.started: list[WorkerSpec] = []
-        self.decisions: list[Decision] = []
-        self.wake_at: list[float] = []
+        self.board = Board(situation)
 
     def run(self) -> Plan:
+        for worker in self.situation.workers:
+            self._go_on(worker)
         for worker in self.situation.workers:
             self._retire_outdated(worker)
         self._retire_crowded_out()
         for endpoint in self.situation.endpoints:
             self._retire_idle(endpoint)
-        for endpoint in sorted(self.situation.endpoints, key=_urgency):
+        for endpoint in sorted(self.situation.endpoints, key=self._urgency):
             self._supply(endpoint)
-        return self._result()
+        return self.board.plan()
 
-    def _result(self) -> Plan:
-        kept = [worker for worker in self.kept.values() if not self._is_over(worker)]
-        desired = [*(worker.spec for worker in kept), *self.started]
-        return Plan(
-            desired=tuple(sorted(desired, key=lambda spec: spec.id)),
-            draining=frozenset(worker.spec.id for worker in kept if worker.spec.id in self.draining),
-            decisions=tuple(self.decisions),
-            wake_at=min(self.wake_at, default=None),
+    def _urgency(self, endpoint: WantedEndpoint) -> tuple[float, bool, float, str]:
+        since = endpoint.unserved_since if endpoint.unserved_since is not None else endpoint.waiting_since
+        return (
+            -endpoint.priority,
+            bool(self.board.serving(endpoint.name)),
+            math.inf if since is None else since,
+            endpoint.name,
         )
 
-    def _is_over(self, worker: KnownWorker) -> bool:
-        return worker.spec.id in self.draining and worker.in_flight == 0
+    # what is under way
+
+    def _go_on(self, worker: KnownWorker) -> None:
+        """Whoever was leaving goes on leaving."""
+        one = worker.spec.id
+        if worker.state is WorkerState.STOPPING:
+            self.board.leaving[one] = Residency.GONE
+        elif worker.asked is not Residency.HOT:
+            self._go_on_resting(worker)
+        elif worker.draining:
+            self.board.leaving[one] = exit_of(self.board, worker, hurried=True)
+
+    def _go_on_resting(self, worker: KnownWorker) -> None:
+        if worker.state not in AWAKE_OR_ASLEEP:
+            self._leave(worker, Residency.GONE, "it was to sleep and does not run any more")
+        elif worker.state is WorkerState.READY and not worker.can_sleep:
+            self._leave(worker, Residency.GONE, "it was to sleep and can not")
+        elif worker.state is WorkerState.READY and self.now - worker.asked_at > SLEEP_ORDER_SECONDS:
+            late = self.now - worker.asked_at
+            self._leave(worker, Residency.GONE, f"it was to sleep {late:.0f} s ago and is not doing so")
+        elif worker.state is not WorkerState.ASLEEP:
+            self.board.leaving[worker.spec.id] = worker.asked
 
     # rule 2
 
     def _retire_outdated(self, worker: KnownWorker) -> None:
-        if worker.spec.id in self.draining:
+        if self.board.leaving.get(worker.spec.id) is Residency.GONE:
             return
-        endpoint = self.endpoints.get(worker.spec.endpoint)
+        endpoint = self.board.owner(worker)
         if endpoint is None:
-            self._drain(worker, "its endpoint is gone")
+            self._leave(worker, Residency.GONE, "its endpoint is gone")
         elif endpoint.stopped:
-            self._drain(worker, "its endpoint was stopped")
+            self._leave(worker, Residency.GONE, "its endpoint was stopped")
         elif endpoint.template is not None and not is_same(endpoint.template, worker.spec):
-            self._drain(worker, "it is no longer what its endpoint asks for")
+            self._leave(worker, Residency.GONE, "it is no longer what its endpoint asks for")
         elif self._may_retry(worker, endpoint):
-            self._drain(worker, "it failed a while ago and a request waits: try again")
+            self._leave(worker, Residency.GONE, "it failed a while ago and a request waits: try again")
         elif _failed_before_order(worker, endpoint):
-            self._drain(worker, "it failed and a start was ordered since: try again")
+            self._leave(worker, Residency.GONE, "it failed and a start was ordered since: try again")
+        elif self.board.rests(worker) and not endpoint.sleep:
+            self._leave(worker, Residency.GONE, "its endpoint does not let it sleep any more")
 
     def _may_retry(self, worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
         if worker.state is not WorkerState.FAILED or not endpoint.waiting:
             return False
         return self.now - worker.since >= RETRY_FAILED_SECONDS
 
-    def _drain(self, worker: KnownWorker, why: str) -> None:
-        self.draining.add(worker.spec.id)
-        self._note(Verb.DRAIN, worker.spec.endpoint, worker.spec.id, why)
-
-    def _note(self, verb: Verb, endpoint: str, worker: str | None, why: str) -> None:
-        self.decisions.append(Decision(verb=verb, endpoint=endpoint, worker=worker, reason=why))
+    def _leave(self, worker: KnownWorker, how: Residency, why: str) -> None:
+        self.board.leaving[worker.spec.id] = how
+        verb = Verb.DRAIN if how is Residency.GONE else Verb.SLEEP
+        self.board.note(verb, worker.spec.endpoint, worker.spec.id, why)
 
     def _retire_crowded_out(self) -> None:
-        """Take back what has not started and no longer fits, because another program took the memory meanwhile."""
-        gone: list[str] = []
+        """Take back what has not started or woken and no longer fits: another program took the memory meanwhile."""
+        gone: dict[str, int] = {}
         for worker in self.situation.workers:
-            if worker.state is not WorkerState.WAITING or worker.spec.id in self.draining:
+            is_back = worker.state is WorkerState.ASLEEP and worker.asked is Residency.HOT
+            if worker.spec.id in self.board.leaving or not (worker.state is WorkerState.WAITING or is_back):
                 continue
-            if any(self._free(card, gone) < 0 for card in worker.spec.gpus):
-                self._drain(worker, "another program has taken the memory it was to have")
-                gone.append(worker.spec.id)
+            if any(self.board.free(card, gone) < 0 for card in worker.spec.gpus):
+                self._leave(worker, Residency.GONE, "another program has taken the memory it was to have")
+                gone[worker.spec.id] = 0
 
     # rule 1
 
     def _retire_idle(self, endpoint: WantedEndpoint) -> None:
         wanted = _wanted(endpoint, self.now)
-        serving = sorted(self._serving(endpoint.name), key=lambda worker: (worker.last_used, worker.spec.id))
+        serving = sorted(self.board.serving(endpoint.name), key=lambda worker: (worker.last_used, worker.spec.id))
         # one that failed serves nobody: it must not make a healthy one superfluous
         surplus = sum(worker.state is not WorkerState.FAILED for worker in serving) - wanted
         for worker in serving:
             if surplus <= 0:
                 return
-            idle_at = worker.last_used + endpoint.idle_seconds
             if worker.in_flight or worker.state not in RESTING:
                 continue
-            if idle_at > self.now:
-                self.wake_at.append(idle_at)
-                continue
-            idle = self.now - worker.last_used
-            self._drain(worker, f"no request for {idle:.0f} s, idle_seconds is {endpoint.idle_seconds:.0f}")
-            surplus -= 1
+            surplus -= self._retire_if_idle(worker, endpoint)
 
-    def _serving(self, endpoint: str) -> list[KnownWorker]:
-        return [
-            worker
-            for worker in self.kept.values()
-            if worker.spec.endpoint == endpoint and worker.spec.id not in self.draining
-        ]
-
-    # rules 3 to 6
-
-    def _supply(self, endpoint: WantedEndpoint) -> None:
-        missing = _wanted(endpoint, self.now) - len(self._serving(endpoint.name))
-        for _ in range(missing):
-            if endpoint.template is None:
-                self._note(Verb.WAIT, endpoint.name, None, endpoint.blocked or "its model is not here yet")
-                return
-            if not self._start(endpoint, endpoint.template):
-                return
-
-    def _start(self, endpoint: WantedEndpoint, template: WorkerSpec) -> bool:
-        cards = self._place(endpoint)
-        if cards is None:
-            self._make_room(endpoint)
+    def _retire_if_idle(self, worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
+        how = exit_of(self.board, worker, hurried=False)
+        older = self._older_sleepers(worker, endpoint) if how is Residency.GONE else None
+        sleeps = how is not Residency.GONE or older is not None
+        ahead = sleeps and self.board.crowded
+        limit = min(endpoint.idle_seconds, _sleeps_after(worker, endpoint)) if ahead else endpoint.idle_seconds
+        idle = self.now - worker.last_used
+        if idle < limit:
+            self.board.wake_at.append(worker.last_used + limit)
             return False
-        gpus = tuple(card for card in cards if card != HOST_MEMORY)
-        promise = self._promise_at(endpoint, cards)
-        spec = msgspec.structs.replace(
-            template,
-            id=self._free_id(template),
-            gpus=gpus,
-            gpu_memory_mib=promise if gpus else None,
-            max_model_len=template.max_model_len or endpoint.max_model_len,
-            is_length_chosen=template.max_model_len is None and endpoint.max_model_len is not None,
-        )
-        self.started.append(spec)
-        where = f"on GPU {', '.join(spec.gpus)}" if spec.gpus else "on the CPUs"
-        self._note(Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}")
+        if older is not None:
+            for sleeper in older:
+                self._leave(sleeper, Residency.GONE, f"{worker.spec.id}, used since, is to sleep in its host memory")
+            return False
+        if limit == endpoint.idle_seconds:
+            why = f"idle_seconds is {limit:.0f}"
+        elif worker.sleep is None:
+            why = "others may need its memory, and its first sleep is the slow one"
+        else:
+            why = f"others may need its memory, sleep_after_seconds is {limit:.0f}"
+        self._leave(worker, how, f"no request for {idle:.0f} s, {why}")
         return True
 
-    def _promise_at(self, endpoint: WantedEndpoint, cards: list[str]) -> int:
-        """MiB for a new worker on each of these cards."""
-        free = min(self._free(card) for card in cards)
-        if endpoint.whole_card:
-            return free
-        return max(endpoint.promise_mib, min(free, endpoint.most_mib or 0))
-
-    def _free_id(self, template: WorkerSpec) -> str:
-        name = re.sub(r"[^a-z0-9]+", "-", template.endpoint.lower()).strip("-")[:ID_NAME_LENGTH].strip("-") or "worker"
-        taken = {*self.kept, *(spec.id for spec in self.started)}
-        number = 1
-        while f"{name}-{spec_hash(template)[:6]}-{number}" in taken:
-            number += 1
-        return f"{name}-{spec_hash(template)[:6]}-{number}"
-
-    def _promised(self, card: str, without: Iterable[str] = ()) -> int:
-        gone = set(without)
-        held = sum(
-            self._promise_of(worker.spec)
-            for worker in self.kept.values()
-            if card in _cards(worker.spec) and worker.spec.id not in gone and worker.holds_memory()
-        )
-        started = sum(self._promise_of(spec) for spec in self.started if card in _cards(spec))
-        return held + started + self.reserved[card]
-
-    def _promise_of(self, spec: WorkerSpec) -> int:
-        if spec.gpus:
-            return spec.gpu_memory_mib or 0
-        return self.situation.host_promises.get(spec.model, self.situation.default_host_promise_mib)
-
-    def _free(self, card: str, without: Iterable[str] = ()) -> int:
-        """MiB of a card that are promised to nobody."""
-        return self.situation.cards.get(card, 0) - self._promised(card, without)
-
-    def _eligible(self, endpoint: WantedEndpoint) -> list[str]:
-        if endpoint.gpus:
-            return [card for card in self.situation.cards if card != HOST_MEMORY]
-        return [HOST_MEMORY]
-
-    def _place(self, endpoint: WantedEndpoint, without: Iterable[str] = ()) -> list[str] | None:
-        gone = tuple(without)
-        room = {
-            card: self._free(card, gone)
-            for card in self._eligible(endpoint)
-            if not endpoint.whole_card or self._promised(card, gone) == 0
-        }
-        needed = max(1, endpoint.gpus)
-        # where a card has room for the larger promise, better there than squeezed in
-        for least in (endpoint.most_mib or endpoint.promise_mib, endpoint.promise_mib):
-            fits = sorted((free, card) for card, free in room.items() if free >= least)
-            if len(fits) >= needed:
-                return [card for _, card in fits[:needed]]
-        return None
-
-    def _make_room(self, endpoint: WantedEndpoint) -> None:
-        leaving = [worker.spec.id for worker in self.kept.values() if worker.spec.id in self.draining]
-        if self._place(endpoint, leaving) is not None:
-            self._note(Verb.WAIT, endpoint.name, None, f"room is being made: {', '.join(sorted(leaving))} is leaving")
-            self._reserve_leaving(endpoint, leaving)
-            return
-        victims = self._victims(endpoint, leaving)
-        if victims is None:
-            self._note(
-                Verb.WAIT, endpoint.name, None, f"{endpoint.promise_mib} MiB are free nowhere, and nothing is idle"
-            )
-            return
-        for victim in victims:
-            self._drain(victim, f"makes room for {endpoint.name}, which has {endpoint.waiting} waiting")
-        self._reserve_leaving(endpoint, [*leaving, *(victim.spec.id for victim in victims)])
-
-    def _reserve_leaving(self, endpoint: WantedEndpoint, leaving: list[str]) -> None:
-        """Let nobody behind in the queue evict for, or start on, what this endpoint is waiting for."""
-        cards = self._place(endpoint, leaving) or []
-        for card in cards:
-            self.reserved[card] += self._free(card, leaving) if endpoint.whole_card else max(1, endpoint.promise_mib)
-
-    def _victims(self, endpoint: WantedEndpoint, leaving: list[str]) -> list[KnownWorker] | None:
-        """The fewest cheapest workers whose leaving makes room, or None."""
+    def _older_sleepers(self, worker: KnownWorker, endpoint: WantedEndpoint) -> list[KnownWorker] | None:
+        """The longest unused sleepers whose host memory it could sleep in; none: wait for those that are going."""
+        if not worker.can_sleep or worker.state is not WorkerState.READY or Residency.ASLEEP_1 not in endpoint.sleep:
+            return None
+        board = self.board
+        going = [one for one, how in board.leaving.items() if how is Residency.GONE and board.rests(board.kept[one])]
+        room = board.sleep_budget_left() + sum(board.host_mib(board.kept[one]) for one in going)
         chosen: list[KnownWorker] = []
-        for worker in self._candidates(endpoint):
-            if self._spare(worker, chosen) <= 0:
-                continue
-            chosen.append(worker)
-            gone = [*leaving, *(victim.spec.id for victim in chosen)]
-            if self._place(endpoint, gone) is not None:
-                return self._needed(endpoint, leaving, chosen)
-        return None
+        asleep = [one for one in board.kept.values() if board.rests(one) and one.spec.id not in going]
+        for sleeper in sorted(asleep, key=lambda one: (one.last_used, one.spec.id)):
+            if room >= ladder.sleeping_host_mib(worker, endpoint) or sleeper.last_used >= worker.last_used:
+                break
+            chosen.append(sleeper)
+            room += board.host_mib(sleeper)
+        return chosen if room >= ladder.sleeping_host_mib(worker, endpoint) else None
 
-    def _spare(self, worker: KnownWorker, chosen: list[KnownWorker]) -> int:
-        """How many workers its endpoint could still lose beside the chosen ones."""
-        name = worker.spec.endpoint
-        owner = self.endpoints.get(name)
-        alive = sum(known.state is not WorkerState.FAILED for known in self._serving(name))
-        taken = sum(victim.spec.endpoint == name for victim in chosen)
-        return alive - taken - (owner.min_workers if owner is not None else 0)
+    # rules 3 to 5
 
-    def _needed(self, endpoint: WantedEndpoint, leaving: list[str], chosen: list[KnownWorker]) -> list[KnownWorker]:
-        """Drop from the chosen whoever turned out not to be needed (it sat on another card)."""
-        for worker in list(chosen):
-            rest = [victim for victim in chosen if victim is not worker]
-            if self._place(endpoint, [*leaving, *(victim.spec.id for victim in rest)]) is not None:
-                chosen = rest
-        return chosen
+    def _supply(self, endpoint: WantedEndpoint) -> None:
+        missing = _wanted(endpoint, self.now) - len(self.board.serving(endpoint.name))
+        for _ in range(missing):
+            if endpoint.template is None:
+                why = endpoint.blocked or "its model is not here yet"
+                self.board.note(Verb.WAIT, endpoint.name, None, why)
+                return
+            if not self._bring(endpoint, endpoint.template):
+                return
 
-    def _candidates(self, endpoint: WantedEndpoint) -> list[KnownWorker]:
-        starving = endpoint.waiting_since is not None and (
-            self.now - endpoint.waiting_since >= self.situation.starvation_seconds
+    def _bring(self, endpoint: WantedEndpoint, template: WorkerSpec) -> bool:
+        """One worker more, awake: the cheapest way. False where it has to wait for room."""
+        board = self.board
+        sleepers = sorted(
+            board.resting(endpoint.name),
+            key=lambda one: (ladder.wake_seconds(one, board.asked[one.spec.id]), one.spec.id),
         )
-        if endpoint.waiting_since is not None and not starving:
-            self.wake_at.append(endpoint.waiting_since + self.situation.starvation_seconds)
-        eligible = set(self._eligible(endpoint))
-        found = [
-            worker
-            for worker in self.kept.values()
-            if worker.spec.id not in self.draining
-            and worker.spec.endpoint != endpoint.name
-            and eligible & set(_cards(worker.spec))
-            and worker.holds_memory()
-            and self._may_evict(worker, endpoint, starving=starving)
+        for sleeper in sleepers:
+            if board.place(board.need_to_wake(sleeper)) is not None:
+                self._wake(sleeper, endpoint)
+                return True
+        need = board.need(endpoint)
+        needs = [*(board.need_to_wake(sleeper) for sleeper in sleepers), need]
+        if sleepers and self._waits_for_its_card(endpoint):
+            self._make_room(endpoint, needs[:-1])
+            return False
+        cards = board.place(need)
+        if cards is None:
+            self._make_room(endpoint, needs)
+            return False
+        self._start(endpoint, template, cards)
+        return True
+
+    def _wake(self, sleeper: KnownWorker, endpoint: WantedEndpoint) -> None:
+        one = sleeper.spec.id
+        seconds = ladder.wake_seconds(sleeper, self.board.asked[one])
+        self.board.asked[one] = Residency.HOT
+        self.board.leaving.pop(one, None)
+        where = f"its {self.board.promise_of(sleeper.spec)} MiB are free on GPU {', '.join(sleeper.spec.gpus)}"
+        self.board.note(
+            Verb.WAKE, endpoint.name, one, f"{endpoint.waiting} waiting, {where}, waking takes about {seconds:.0f} s"
+        )
+
+    def _start(self, endpoint: WantedEndpoint, template: WorkerSpec, cards: list[str]) -> None:
+        board = self.board
+        made = sum(spec.endpoint == endpoint.name for spec in board.started)
+        resting = board.resting(endpoint.name)
+        if resting and len(board.serving(endpoint.name)) + len(resting) + made >= endpoint.max_workers:
+            self._leave(resting[0], Residency.GONE, "it can not wake where it is, and another one starts")
+        spec = board.start(endpoint, template, cards)
+        promise = board.promise_of(spec)
+        where = f"on GPU {', '.join(spec.gpus)}" if spec.gpus else "on the CPUs"
+        board.note(Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}")
+
+    def _waits_for_its_card(self, endpoint: WantedEndpoint) -> bool:
+        """Whether it is too early to start another one because the sleeper's card may be had soon.
+
+        A start elsewhere is a load; waiting half as long for the card first loses little and mostly saves the load.
+        """
+        since = endpoint.unserved_since if endpoint.unserved_since is not None else endpoint.waiting_since
+        until = (self.now if since is None else since) + ladder.load_seconds(endpoint) * WAIT_FOR_CARD_LOADS
+        if until > self.now:
+            self.board.wake_at.append(until)
+        return until > self.now
+
+    def _make_room(self, endpoint: WantedEndpoint, needs: list[Need]) -> None:
+        """See to it that one of these needs can be met later, the first if they cost the same."""
+        board = self.board
+        for need in needs:
+            if self._is_coming(endpoint, need):
+                return
+        eviction = Eviction(board, endpoint)
+        ways = [
+            (way.cost.busy, way.cost.priority, number, way)
+            for number, need in enumerate(needs)
+            if (way := eviction.way(need))
         ]
-        return sorted(found, key=lambda worker: (worker.in_flight > 0, self._priority(worker), worker.last_used))
+        if ways:
+            *_, number, way = min(ways, key=lambda one: one[:3])
+            self._evict(endpoint, needs[number], way)
+            return
+        self._hold(endpoint, eviction, needs)
 
-    def _priority(self, worker: KnownWorker) -> int:
-        owner = self.endpoints.get(worker.spec.endpoint)
-        return owner.priority if owner else -1000
-
-    def _may_evict(self, worker: KnownWorker, endpoint: WantedEndpoint, *, starving: bool) -> bool:
-        owner = self.endpoints.get(worker.spec.endpoint)
-        if owner is None:
+    def _is_coming(self, endpoint: WantedEndpoint, need: Need) -> bool:
+        """Whether those that are leaving make the room already."""
+        board = self.board
+        for leaving in (board.leaving, dict.fromkeys(board.leaving, Residency.GONE)):
+            after = board.after(leaving)
+            cards = board.place(need, after)
+            if cards is None:
+                continue
+            self._hurry(endpoint, cards, all_of_them=leaving is not board.leaving)
+            names = ", ".join(sorted(board.leaving))
+            board.note(Verb.WAIT, endpoint.name, None, f"room is being made: {names} is leaving")
+            board.reserve(need, cards, after)
             return True
-        if owner.priority > endpoint.priority or self._spare(worker, []) <= 0:
-            return False
-        if worker.state not in RESTING:
-            return False
-        stays_until = worker.since + self.situation.minimum_residency_seconds
-        if worker.state is WorkerState.READY and stays_until > self.now:
-            self.wake_at.append(stays_until)
-            return False
-        return starving or (worker.in_flight == 0 and owner.waiting == 0)
+        return False
+
+    def _hurry(self, endpoint: WantedEndpoint, cards: list[str], *, all_of_them: bool) -> None:
+        """Nobody waits for a sleep where a stop is quicker, nor for what a sleeper would keep."""
+        for one, how in list(self.board.leaving.items()):
+            worker = self.board.kept[one]
+            if how is Residency.GONE or worker.in_flight or not set(cards) & set(worker.spec.gpus):
+                continue
+            slept = self.now - worker.since if worker.state is WorkerState.SLEEPING else 0.0
+            left = ladder.sleep_seconds(worker, self.board.owner(worker)) - slept
+            if all_of_them or left > ladder.STOP_SECONDS:
+                self._leave(worker, Residency.GONE, f"{endpoint.name} waits, and stopping it is quicker than its sleep")
+
+    def _evict(self, endpoint: WantedEndpoint, need: Need, way: Way) -> None:
+        for one, how in way.leaving.items():
+            worker = self.board.kept[one]
+            back = ladder.bring_back_seconds(worker, self.board.owner(worker), how)
+            why = f"makes room for {endpoint.name}, which has {endpoint.waiting} waiting"
+            self._leave(worker, how, f"{why}; {back:.0f} s to have it back")
+        self.board.reserve(need, way.cards, self.board.after(self.board.leaving))
+
+    def _hold(self, endpoint: WantedEndpoint, eviction: Eviction, needs: list[Need]) -> None:
+        board = self.board
+        for need in needs:
+            cards = eviction.hold(need)
+            if cards:
+                board.reserve(need, cards)
+                on = "the CPUs" if not endpoint.gpus else f"GPU {', '.join(cards)}"
+                board.note(
+                    Verb.WAIT, endpoint.name, None, f"{on} is held for it until those on it have stayed their time"
+                )
+                return
+        board.note(Verb.WAIT, endpoint.name, None, f"{endpoint.promise_mib} MiB are free nowhere, and nothing is idle")
+
+
+def _sleeps_after(worker: KnownWorker, endpoint: WantedEndpoint) -> float:
+    """Seconds without a request after which it sleeps ahead of need."""
+    after = endpoint.sleep_after_seconds
+    return min(ladder.REHEARSE_SECONDS, after) if worker.sleep is None else after
 
 
 def _failed_before_order(worker: KnownWorker, endpoint: WantedEndpoint) -> bool:
@@ -333,11 +340,6 @@ def _wanted(endpoint: WantedEndpoint, now: float) -> int:
     return min(max(busy, kept_warm, endpoint.min_workers), endpoint.max_workers)
 
 
-def _urgency(endpoint: WantedEndpoint) -> tuple[float, float, str]:
-    since = endpoint.waiting_since if endpoint.waiting_since is not None else math.inf
-    return (-endpoint.priority, since, endpoint.name)
-
-
 def is_same(template: WorkerSpec, spec: WorkerSpec) -> bool:
     """Whether a worker is what its endpoint asks for; its GPUs, and what was left open and chosen, do not matter."""
     placed = msgspec.structs.replace(
@@ -348,7 +350,3 @@ def is_same(template: WorkerSpec, spec: WorkerSpec) -> bool:
         is_length_chosen=False,
     )
     return spec_hash(placed) == spec_hash(template)
-
-
-def _cards(spec: WorkerSpec) -> tuple[str, ...]:
-    return spec.gpus or (HOST_MEMORY,)

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from worker_manager.contract import WorkerSpec, WorkerState
+from worker_manager.contract import Residency, SleepFacts, WorkerSpec, WorkerState
 
 HOST_MEMORY = "host"
 """The name under which the machine's own memory is a card, for workers that run on the CPUs."""
@@ -36,6 +36,14 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     per_worker: int = 32
     idle_seconds: float = 900
     priority: int = 0
+    sleep: tuple[Residency, ...] = ()
+    """The rungs its workers may rest on, the warmest first; empty: they are stopped."""
+    sleep_after_seconds: float = 60
+    """Idle for so long, a worker sleeps ahead of need where not all endpoints fit at once."""
+    sleep_host_mib: int = 0
+    """MiB of host memory that a sleeper of level 1 takes, as far as can be told before it was measured: its weights."""
+    load_seconds: float | None = None
+    """How long its last start took; None: not seen yet."""
     stopped: bool = False
     warm_until: float | None = None
     """Keep at least one worker until then (somebody asked for a start)."""
@@ -45,6 +53,9 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Requests on workers that are not draining."""
     waiting: int = 0
     waiting_since: float | None = None
+    """When the oldest of them came."""
+    unserved_since: float | None = None
+    """Since when requests wait and it has no worker that serves; None: it has one, or nobody waits."""
 
 
 class KnownWorker(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,14 +68,27 @@ class KnownWorker(msgspec.Struct, frozen=True, kw_only=True):
     last_used: float = 0.0
     """When its last request ended, or when it became ready."""
     draining: bool = False
-
-    def is_leaving(self) -> bool:
-        """Whether it will go: drained by us, or being stopped by the manager."""
-        return self.draining or self.state is WorkerState.STOPPING
+    """It gets no further request, and when the last one has ended it goes or sleeps."""
+    asked: Residency = Residency.HOT
+    """What it was last asked to be."""
+    asked_at: float = 0.0
+    """When it was asked that."""
+    can_sleep: bool = False
+    can_sleep_deep: bool = False
+    """At level 2 as well."""
+    memory_mib: int | None = None
+    """GPU memory it holds now on each of its cards, measured; None: not known."""
+    sleep: SleepFacts | None = None
+    """What its last sleep was like; None: it has not slept yet."""
 
     def holds_memory(self) -> bool:
         """Whether its promise counts: every state but FAILED, in which nothing runs."""
         return self.state is not WorkerState.FAILED
+
+    def is_leaving(self) -> bool:
+        """Whether it is on its way off its cards: drained, falling asleep, or being stopped by the manager."""
+        falls_asleep = self.asked is not Residency.HOT and self.state is not WorkerState.ASLEEP
+        return self.draining or falls_asleep or self.state is WorkerState.STOPPING
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +102,10 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     host_promises: dict[str, int] = {}
     """MiB of host memory that a worker of this model path needs when it runs on the CPUs."""
     default_host_promise_mib: int = 4096
+    sleep_memory_mib: int = 0
+    """MiB of host memory that all sleepers together may take."""
+    host_available_mib: int | None = None
+    """MiB of host memory that nothing uses now, less a margin; None: not known."""
     starvation_seconds: float = 60
     minimum_residency_seconds: float = 10
 
@@ -86,6 +114,8 @@ class Verb(StrEnum):
     """What was decided."""
 
     START = "start"
+    WAKE = "wake"
+    SLEEP = "sleep"
     DRAIN = "drain"
     WAIT = "wait"
 
@@ -109,3 +139,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...]
     wake_at: float | None
     """When to plan again even if nothing happens; Unix seconds."""
+    residencies: dict[str, Residency] = {}
+    """Which of `desired` should sleep, and how deep; all others are HOT."""

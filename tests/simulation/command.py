@@ -1,7 +1,8 @@
 """Replay traffic through the real planner and through two other policies, and say who waits how long.
 
-Policies: `planner` is gateway/scheduling/planner.py; `lru` replaces the longest unused idle model, as llama-swap and
-Ollama do; `fcfs` lets no request overtake another. All run on the same machine with the same traffic.
+Policies: `planner` is gateway/scheduling/planner.py, `no-sleep` the same where engines can't sleep; `lru` replaces the
+longest unused idle model, as llama-swap and Ollama do; `fcfs` lets no request overtake another. All run on the same
+machine with the same traffic.
 """
 
 import argparse
@@ -13,11 +14,11 @@ import msgspec
 
 from tests.simulation.machine import Machine
 from tests.simulation.plot import waits_plot
-from tests.simulation.policies import Fcfs, Lru, Planner, Policy
+from tests.simulation.policies import Fcfs, Lru, Planner, Policy, Stopping
 from tests.simulation.report import Report, report, table
 from tests.simulation.traces import TRACES
 
-POLICIES: dict[str, Callable[[], Policy]] = {"planner": Planner, "lru": Lru, "fcfs": Fcfs}
+POLICIES: dict[str, Callable[[], Policy]] = {"planner": Planner, "no-sleep": Stopping, "lru": Lru, "fcfs": Fcfs}
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

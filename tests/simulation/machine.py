@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from gateway.scheduling.patience import Patience
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation
 from tests.simulation.policies import Policy
 from tests.simulation.scenario import Model, Request, Scenario
-from worker_manager.contract import WorkerSpec, WorkerState
+from worker_manager.contract import Residency, SleepFacts, WorkerSpec, WorkerState
 
 BREATH_SECONDS = 0.02
 """Between two plans, as in the gateway's loop."""
-STARTED = (WorkerState.CREATING, WorkerState.LOADING, WorkerState.READY, WorkerState.STOPPING)
+NOT_STARTED = (WorkerState.WAITING, WorkerState.BACKOFF, WorkerState.FAILED)
 EPOCH = 1_000_000.0
 """When the trace begins, for the planner: its times are Unix times, and never near zero."""
 
@@ -34,13 +35,20 @@ class Engine:
     last_used: float
     in_flight: int = 0
     draining: bool = False
+    asked: Residency = Residency.HOT
+    asked_at: float = 0.0
+    sleep: SleepFacts | None = None
+    light: bool = False
+    """Its memory was given back and it has not been told to take it again."""
     turn: int = 0
     """Grows with each change of the state, so that the end of a state that was left early is known for stale."""
 
     def memory(self) -> tuple[tuple[str, ...], int]:
         """The cards it is on and what it holds on each."""
-        if self.state not in STARTED:
+        if self.state in NOT_STARTED:
             return (), 0
+        if self.light:
+            return self.spec.gpus, self.model.residue_mib
         if self.spec.gpus:
             return self.spec.gpus, self.spec.gpu_memory_mib or 0
         return (HOST_MEMORY,), self.model.promise_mib
@@ -53,7 +61,12 @@ class Engine:
             since=self.since,
             in_flight=self.in_flight,
             last_used=self.last_used,
-            draining=self.draining,
+            draining=self.draining and self.asked is Residency.HOT,
+            asked=self.asked,
+            asked_at=self.asked_at,
+            can_sleep=bool(self.model.sleep) and self.state not in NOT_STARTED,
+            memory_mib=self.memory()[1] if self.spec.gpus else None,
+            sleep=self.sleep,
         )
 
 
@@ -66,6 +79,8 @@ class Served:
     unserved: int = 0
     loads: list[tuple[float, str]] = field(default_factory=list)
     """When which model's engine was started."""
+    wakes: list[tuple[float, str]] = field(default_factory=list)
+    """When which model's engine was woken."""
     stays: list[float] = field(default_factory=list)
     """How long each worker that had to go had been ready."""
     plans: int = 0
@@ -84,6 +99,7 @@ class Machine:
         self.models = {model.name: model for model in scenario.models}
         self.engines: dict[str, Engine] = {}
         self.queues: dict[str, deque[Request]] = {name: deque() for name in self.models}
+        self._patience = Patience()
         self._wanted = {model.name: model.wanted() for model in scenario.models}
         self._host_promises = scenario.host_promises()
         self._events: list[tuple[float, int, str, tuple[object, ...]]] = []
@@ -192,17 +208,39 @@ class Machine:
             self._at(self.now + seconds, "over", engine.spec.id, engine.turn)
 
     def _end_of_state(self, engine: Engine) -> None:
-        if engine.state is WorkerState.LOADING:
+        model = engine.model
+        if engine.state in (WorkerState.LOADING, WorkerState.WAKING):
+            if engine.state is WorkerState.LOADING:
+                self._wanted[model.name] = msgspec.structs.replace(
+                    self._wanted[model.name], load_seconds=model.load_seconds
+                )
             self._enter(engine, WorkerState.READY)
             engine.last_used = self.now
+        elif engine.state is WorkerState.SLEEPING:
+            engine.sleep = SleepFacts(
+                freed_mib=(engine.spec.gpu_memory_mib or 0) - model.residue_mib,
+                sleep_seconds=self.now - engine.since,
+                wake_seconds=model.wake_seconds,
+                host_mib=model.host_mib,
+            )
+            self._enter(engine, WorkerState.ASLEEP)
+            engine.light = True
         else:
             assert engine.state is WorkerState.STOPPING
             del self.engines[engine.spec.id]
 
     def _advance(self) -> None:
-        """Start what is waiting and fits by now, oldest first."""
+        """Start and wake what is waiting and fits by now, oldest first; let sleep who should."""
         for engine in list(self.engines.values()):
-            if engine.state is WorkerState.WAITING and self._fits(engine):
+            if engine.asked is not Residency.HOT:
+                if engine.state is WorkerState.READY and not engine.in_flight:
+                    first, again = engine.model.first_sleep_seconds, engine.model.sleep_seconds
+                    self._enter(engine, WorkerState.SLEEPING, again if engine.sleep else first)
+            elif engine.state is WorkerState.ASLEEP and self._fits(engine):
+                engine.light = False
+                self._enter(engine, WorkerState.WAKING, engine.model.wake_seconds)
+                self.served.wakes.append((self.now - EPOCH, engine.model.name))
+            elif engine.state is WorkerState.WAITING and self._fits(engine):
                 self._enter(engine, WorkerState.LOADING, engine.model.load_seconds)
                 self.served.loads.append((self.now - EPOCH, engine.model.name))
 
@@ -210,7 +248,7 @@ class Machine:
         used: Counter[str] = Counter()
         for other in self.engines.values():
             on, mib = other.memory()
-            for card in on:
+            for card in on if other is not engine else ():
                 used[card] += mib
         needs = engine.spec.gpu_memory_mib or engine.model.promise_mib
         return all(used[card] + needs <= self.scenario.cards[card] for card in engine.spec.gpus or (HOST_MEMORY,))
@@ -222,20 +260,27 @@ class Machine:
         for engine in self.engines.values():
             if not engine.draining:
                 in_flight[engine.model.name] += engine.in_flight
+        endpoints = [
+            msgspec.structs.replace(
+                wanted,
+                in_flight=in_flight[name],
+                waiting=len(queue),
+                waiting_since=EPOCH + queue[0].at if queue else None,
+            )
+            for (name, wanted), queue in zip(self._wanted.items(), self.queues.values(), strict=True)
+        ]
+        workers = tuple(engine.known() for engine in self.engines.values())
+        unserved = self._patience.look(self.now, endpoints, workers)
         return Situation(
             now=self.now,
             endpoints=tuple(
-                msgspec.structs.replace(
-                    wanted,
-                    in_flight=in_flight[name],
-                    waiting=len(queue),
-                    waiting_since=EPOCH + queue[0].at if queue else None,
-                )
-                for (name, wanted), queue in zip(self._wanted.items(), self.queues.values(), strict=True)
+                msgspec.structs.replace(one, unserved_since=unserved[one.name]) if one.name in unserved else one
+                for one in endpoints
             ),
-            workers=tuple(engine.known() for engine in self.engines.values()),
+            workers=workers,
             cards=self.scenario.cards,
             host_promises=self._host_promises,
+            sleep_memory_mib=self.scenario.sleep_memory_mib,
             starvation_seconds=self.scenario.starvation_seconds,
             minimum_residency_seconds=self.scenario.minimum_residency_seconds,
         )
@@ -252,7 +297,10 @@ class Machine:
     def _obey(self, decided: Plan) -> None:
         desired = {spec.id: spec for spec in decided.desired}
         for engine in list(self.engines.values()):
-            engine.draining = engine.spec.id in decided.draining or engine.spec.id not in desired
+            asked = decided.residencies.get(engine.spec.id, Residency.HOT)
+            if asked is not engine.asked:
+                engine.asked, engine.asked_at = asked, self.now
+            engine.draining = engine.spec.id in decided.draining or engine.asked is not Residency.HOT
             if engine.spec.id not in desired and engine.state is not WorkerState.STOPPING:
                 self._stop(engine)
         for spec in desired.values():
@@ -267,7 +315,7 @@ class Machine:
         self._dirty = True
         if engine.state is WorkerState.READY:
             self.served.stays.append(self.now - engine.since)
-        if engine.state in STARTED:
+        if engine.state not in NOT_STARTED:
             self._enter(engine, WorkerState.STOPPING, engine.model.stop_seconds)
         else:
             del self.engines[engine.spec.id]
@@ -275,6 +323,10 @@ class Machine:
     def _check_promises(self) -> None:
         held: Counter[str] = Counter()
         for engine in self.engines.values():
+            if engine.light and (engine.asked is not Residency.HOT or engine.state is WorkerState.STOPPING):
+                for card in engine.spec.gpus:
+                    held[card] += engine.model.residue_mib
+                continue
             for card in engine.spec.gpus or (HOST_MEMORY,):
                 held[card] += engine.spec.gpu_memory_mib or engine.model.promise_mib
         assert all(mib <= self.scenario.cards[card] for card, mib in held.items()), f"over-promised: {held}"

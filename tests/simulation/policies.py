@@ -47,6 +47,17 @@ class Planner:
         return queues
 
 
+class Stopping(Planner):
+    """The planner where nothing can sleep: every swap is a stop and a start, as with the others."""
+
+    name = "no-sleep"
+
+    def decide(self, situation: Situation) -> Plan:
+        """Ask it, and hide that engines can sleep."""
+        ends = tuple(msgspec.structs.replace(one, sleep=()) for one in situation.endpoints)
+        return plan(msgspec.structs.replace(situation, endpoints=ends))
+
+
 class Lru:
     """As llama-swap and Ollama do it: what is not loaded replaces the longest unused model that serves nobody.
 

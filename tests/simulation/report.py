@@ -24,8 +24,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     p90: float
     p99: float
     worst: float
-    swaps_an_hour: float
+    starts_an_hour: float
     """Engines started, an hour."""
+    wakes_an_hour: float
     fairness: float
     """Jain's index of the endpoints' mean waits: 1 where all wait alike, 1/n where one does all the waiting."""
     shortest_stay: float | None
@@ -60,7 +61,8 @@ def report(trace: str, policy: str, served: Served) -> Report:
         p90=percentile(waits, 0.9),
         p99=percentile(waits, 0.99),
         worst=waits[-1] if waits else 0.0,
-        swaps_an_hour=len(served.loads) / max(served.seconds, 1.0) * HOUR,
+        starts_an_hour=len(served.loads) / max(served.seconds, 1.0) * HOUR,
+        wakes_an_hour=len(served.wakes) / max(served.seconds, 1.0) * HOUR,
         fairness=jain(sum(found) / len(found) for found in by_model.values()),
         shortest_stay=min(served.stays, default=None),
     )
@@ -69,10 +71,10 @@ def report(trace: str, policy: str, served: Served) -> Report:
 def table(reports: Iterable[Report]) -> str:
     """Lines for people."""
     head = f"{'trace':<10}{'policy':<16}{'requests':>9}{'mean':>8}{'p50':>8}{'p99':>8}{'worst':>8}"
-    lines = [head + f"{'swaps/h':>9}{'fairness':>10}{'unserved':>10}"]
+    lines = [head + f"{'starts/h':>10}{'wakes/h':>9}{'fairness':>10}{'unserved':>10}"]
     lines += [
         f"{one.trace:<10}{one.policy:<16}{one.requests:>9}{one.mean:>8.1f}{one.p50:>8.1f}{one.p99:>8.1f}"
-        f"{one.worst:>8.0f}{one.swaps_an_hour:>9.1f}{one.fairness:>10.2f}{one.unserved:>10}"
+        f"{one.worst:>8.0f}{one.starts_an_hour:>10.1f}{one.wakes_an_hour:>9.1f}{one.fairness:>10.2f}{one.unserved:>10}"
         for one in reports
     ]
     return "\n".join(lines)

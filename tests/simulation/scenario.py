@@ -3,7 +3,7 @@
 import msgspec
 
 from gateway.scheduling.types import HOST_MEMORY, WantedEndpoint
-from worker_manager.contract import WorkerSpec
+from worker_manager.contract import Residency, WorkerSpec
 
 GIB = 1024
 
@@ -23,6 +23,16 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
     max_workers: int = 1
     priority: int = 0
     idle_seconds: float = 900.0
+    sleep: tuple[Residency, ...] = ()
+    sleep_after_seconds: float = 60.0
+    first_sleep_seconds: float = 15.0
+    """The first sleep pins host memory for all weights; the next ones find it pinned."""
+    sleep_seconds: float = 1.0
+    wake_seconds: float = 2.0
+    residue_mib: int = 1400
+    """What it keeps on each card while it sleeps."""
+    host_mib: int = 40 * GIB
+    """What it takes of the host's memory to sleep at level 1, and keeps from then on."""
 
     def wanted(self) -> WantedEndpoint:
         """The endpoint as the planner is told of it, without demand."""
@@ -44,6 +54,9 @@ class Model(msgspec.Struct, frozen=True, kw_only=True):
             per_worker=self.per_worker,
             idle_seconds=self.idle_seconds,
             priority=self.priority,
+            sleep=self.sleep,
+            sleep_after_seconds=self.sleep_after_seconds,
+            sleep_host_mib=self.host_mib,
         )
 
 
@@ -62,6 +75,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[Model, ...]
     cards: dict[str, int]
     requests: tuple[Request, ...]
+    sleep_memory_mib: int = 256 * GIB
+    """Host memory that all sleepers together may take."""
     starvation_seconds: float = 60.0
     minimum_residency_seconds: float = 10.0
 
@@ -70,6 +85,6 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
         return {f"local/{model.name}": model.promise_mib for model in self.models if not model.gpus}
 
 
-def cards(number: int, mib: int = 80 * GIB, host_mib: int = 256 * GIB) -> dict[str, int]:
+def cards(number: int, mib: int = 80 * GIB, host_mib: int = 512 * GIB) -> dict[str, int]:
     """So many equal cards, and the machine's own memory."""
     return {f"gpu{index}": mib for index in range(number)} | {HOST_MEMORY: host_mib}

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 
 from tests.simulation.scenario import GIB, Model, Request, Scenario, cards
+from worker_manager.contract import Residency
 
 DAY = 86_400.0
 ANSWER_SECONDS = 8.0
@@ -26,7 +27,17 @@ def fleet(number: int) -> tuple[Model, ...]:
     )
     picked = (shapes[index % len(shapes)] for index in range(number))
     return tuple(
-        Model(name=f"m{index}", promise_mib=gib * GIB, load_seconds=load) for index, (gib, load) in enumerate(picked)
+        Model(
+            name=f"m{index}",
+            promise_mib=gib * GIB,
+            load_seconds=load,
+            host_mib=gib * GIB * 2 // 3,
+            first_sleep_seconds=load / 4,
+            sleep_seconds=gib * 2 / 3 / 12,
+            wake_seconds=load / 25,
+            sleep=(Residency.ASLEEP_1,),
+        )
+        for index, (gib, load) in enumerate(picked)
     )
 
 
@@ -119,7 +130,10 @@ def diurnal(seed: int, days: float) -> Scenario:
 def adversarial(seed: int, days: float) -> Scenario:
     """Three large models in a circle on two cards: one more than fit."""
     chance = random.Random(f"pingpong {seed}")  # noqa: S311 - as above
-    models = tuple(Model(name=f"m{index}", promise_mib=60 * GIB, load_seconds=45.0) for index in range(3))
+    models = tuple(
+        Model(name=f"m{index}", promise_mib=60 * GIB, load_seconds=45.0, sleep=(Residency.ASLEEP_1,))
+        for index in range(3)
+    )
     asked = [ping_pong(chance, [model.name for model in models], 30.0, 0.0, days * DAY)]
     return _scenario("pingpong", models, asked)
 

@@ -11,20 +11,20 @@ from hypothesis import strategies as st
 from gateway.scheduling.planner import is_same, plan
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, Verb, WantedEndpoint
 from tests.support.planning import (
+    HOST_OF_SLEEPER,
     LONG_AGO,
     NOW,
     carried_out,
     drained,
     endpoint,
     in_memory,
-    promises,
     situation,
     started,
     template,
     waiting,
     worker,
 )
-from worker_manager.contract import WORKER_ID_PATTERN, WorkerSpec, WorkerState
+from worker_manager.contract import WORKER_ID_PATTERN, Residency, SleepFacts, WorkerSpec, WorkerState
 
 CARD = 20_000
 
@@ -336,6 +336,7 @@ def test_ids_are_valid_and_unique_whatever_the_endpoint_is_called() -> None:
 
 CARDS = {"one": 20_000, "two": 20_000, "three": 8_000, HOST_MEMORY: 16_000}
 NAMES = ("a", "b", "c", "d")
+LEVELS = (Residency.ASLEEP_1, Residency.ASLEEP_2)
 
 
 @st.composite
@@ -357,6 +358,8 @@ def endpoints(draw: st.DrawFn, name: str) -> WantedEndpoint:
         waiting=number,
         waiting_since=NOW - draw(st.sampled_from([0, 10, 61, 600])) if number else None,
         warm_until=draw(st.sampled_from([None, NOW - 1, NOW + 60])),
+        sleep=draw(st.sampled_from([(), LEVELS[:1], LEVELS])),
+        unserved_since=NOW - draw(st.sampled_from([0, 61])) if number and draw(st.booleans()) else None,
     )
 
 
@@ -367,11 +370,12 @@ def situations(draw: st.DrawFn) -> Situation:
     workers: list[KnownWorker] = []
     for number in range(draw(st.integers(0, 8))):
         made = draw(known_workers(ends[draw(st.sampled_from(NAMES))], number))
-        held = promises(one.spec for one in [*workers, made] if one.holds_memory())
+        held = in_memory(Situation(now=NOW, endpoints=(), workers=(*workers, made), cards=CARDS))
         if all(held[card] <= CARDS[card] for card in CARDS):
             workers.append(made)
     there = [ends[name] for name in draw(st.sets(st.sampled_from(NAMES)))]
-    return Situation(now=NOW, endpoints=tuple(there), workers=tuple(workers), cards=CARDS)
+    budget = draw(st.sampled_from([0, HOST_OF_SLEEPER, 10 * HOST_OF_SLEEPER]))
+    return Situation(now=NOW, endpoints=tuple(there), workers=tuple(workers), cards=CARDS, sleep_memory_mib=budget)
 
 
 @st.composite
@@ -379,24 +383,35 @@ def known_workers(draw: st.DrawFn, of: WantedEndpoint, number: int) -> KnownWork
     cards = tuple(draw(st.permutations([card for card in CARDS if card != HOST_MEMORY]))[: of.gpus])
     promise = min(CARDS[card] for card in cards) if of.whole_card else of.promise_mib
     shape = of.template if draw(st.integers(0, 4)) else template(of.name, of.promise_mib, max_model_len=7)
+    state = draw(st.sampled_from(WorkerState))
+    asleep = bool(cards) and state in (WorkerState.SLEEPING, WorkerState.ASLEEP)
+    asked = draw(st.sampled_from([Residency.HOT, *LEVELS])) if asleep else Residency.HOT
+    slept = asleep or state is WorkerState.WAKING or draw(st.booleans())
+    facts = SleepFacts(freed_mib=promise - 500, sleep_seconds=draw(st.sampled_from([1, 30])), host_mib=HOST_OF_SLEEPER)
     return worker(
         of.name,
         number,
         *cards,
         promise=promise,
         template=shape,
-        state=draw(st.sampled_from(WorkerState)),
+        state=state,
+        asked=asked,
+        asked_at=NOW,
+        can_sleep=bool(cards) and draw(st.booleans()),
+        can_sleep_deep=bool(cards) and draw(st.booleans()),
+        memory_mib=500 if state is WorkerState.ASLEEP else promise,
+        sleep=facts if cards and slept else None,
         since=NOW - draw(st.sampled_from([0, 5, 100, 10_000])),
         last_used=NOW - draw(st.sampled_from([0, 30, 10_000])),
-        in_flight=draw(st.sampled_from([0, 0, 1, 5])),
-        draining=draw(st.integers(0, 4)) == 0,
+        in_flight=draw(st.sampled_from([0, 0, 1, 5])) if state is WorkerState.READY else 0,
+        draining=asked is Residency.HOT and draw(st.integers(0, 4)) == 0,
     )
 
 
 @settings(max_examples=250, deadline=None)
 @given(situations())
 def test_no_card_is_ever_promised_beyond_what_it_has(before: Situation) -> None:
-    held = promises(in_memory(before, plan(before)))
+    held = in_memory(before, plan(before))
     assert all(held[card] <= room for card, room in before.cards.items()), held
 
 
@@ -507,7 +522,7 @@ class Machine:
             now=self.now, endpoints=self._wanted(), workers=tuple(self.workers.values()), cards=self.cards
         )
         decided = plan(before)
-        held = promises(in_memory(before, decided))
+        held = in_memory(before, decided)
         assert all(held[card] <= room for card, room in self.cards.items())
         self._obey(decided)
         self._serve(decided)

@@ -49,7 +49,7 @@ def _text(field: Any) -> str:
         return str(int(value))
     if isinstance(value, tuple):
         return " ".join(value)
-    return "" if value == {} else str(value)
+    return "" if value in ({}, None) else str(value)
 
 
 GATEWAY = defaults(gateway_settings.Settings, gateway_name)

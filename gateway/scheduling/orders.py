@@ -1,0 +1,57 @@
+"""What the worker manager was last told: the desired set it took, and since when each worker is asked to be so warm."""
+
+from collections.abc import Callable
+
+from worker_manager.contract import DesiredSet, ObservedSet, ObservedWorker, Residency, WorkerSpec, WorkerState
+
+
+class Orders:
+    """The last desired set, and whose it is. Times are Unix seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._sent: DesiredSet | None = None
+        self._taken_by = ""
+        self._specs: dict[str, WorkerSpec] = {}
+        self._asked: dict[str, tuple[Residency, float]] = {}
+
+    def asked(self, worker: ObservedWorker) -> tuple[Residency, float]:
+        """How warm it was asked to be and when; after a start of the gateway, what it is doing tells."""
+        one = worker.spec.id
+        if one in self._specs:
+            return self._asked.get(one, (Residency.HOT, worker.since))
+        if worker.state is WorkerState.ASLEEP:
+            return worker.residency, worker.since
+        if worker.state is WorkerState.SLEEPING:
+            return Residency.ASLEEP_1, worker.since
+        return Residency.HOT, worker.since
+
+    def unseen(self, observed: ObservedSet) -> tuple[WorkerSpec, ...]:
+        """What this manager took and does not show yet."""
+        sent = self._sent
+        if sent is None or self._taken_by != observed.manager or observed.generation >= sent.generation:
+            return ()
+        shown = {worker.spec.id for worker in observed.workers}
+        return tuple(spec for spec in sent.workers if spec.id not in shown)
+
+    def next(
+        self, workers: tuple[WorkerSpec, ...], residencies: dict[str, Residency], observed: ObservedSet
+    ) -> DesiredSet | None:
+        """The desired set to send; None where this very manager has taken the same."""
+        sent = self._sent
+        is_taken = sent is not None and self._taken_by == observed.manager
+        if sent is not None and is_taken and (sent.workers, sent.residencies) == (workers, residencies):
+            return None
+        generation = max(observed.generation, sent.generation if sent else 0) + 1
+        return DesiredSet(generation=generation, workers=workers, residencies=residencies)
+
+    def taken(self, sent: DesiredSet, manager: str) -> None:
+        """A manager took this set."""
+        self._sent, self._taken_by = sent, manager
+        self._specs = {spec.id: spec for spec in sent.workers}
+        now, before = self._clock(), self._asked
+        self._asked = {}
+        for one in self._specs:
+            how = sent.residencies.get(one, Residency.HOT)
+            known = before.get(one)
+            self._asked[one] = known if known is not None and known[0] is how else (how, now)

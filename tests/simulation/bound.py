@@ -11,6 +11,7 @@ or a sleep). One turn: what comes up on the cards it needs must load (L) and sta
 it loads itself (L).
 """
 
+import math
 from collections.abc import Iterator
 
 import msgspec
@@ -19,6 +20,7 @@ from gateway.scheduling import eviction, ladder
 from gateway.scheduling.types import Plan, Situation
 from tests.simulation.policies import Planner
 from tests.simulation.scenario import Scenario
+from worker_manager.contract import WorkerState
 
 
 class Spell(msgspec.Struct, frozen=True):
@@ -39,6 +41,8 @@ class Watcher(Planner):
 
     def __init__(self) -> None:
         self.spells: list[Spell] = []
+        self.shortest_stay = math.inf
+        """Seconds the shortest-lived worker was ready before it had to make room."""
         self._open: dict[str, tuple[float, int]] = {}
 
     def decide(self, situation: Situation) -> Plan:
@@ -50,7 +54,16 @@ class Watcher(Planner):
         for name, since in unserved.items():
             if name not in self._open:
                 self._open[name] = (since, len(unserved) - 1)
-        return super().decide(situation)
+        decided = super().decide(situation)
+        for decision in decided.decisions:
+            if decision.reason.startswith("makes room for "):
+                self._evicted(situation, decision.worker)
+        return decided
+
+    def _evicted(self, situation: Situation, worker: str | None) -> None:
+        for known in situation.workers:
+            if known.spec.id == worker and known.state is WorkerState.READY:
+                self.shortest_stay = min(self.shortest_stay, situation.now - known.since)
 
     def all(self, now: float) -> Iterator[Spell]:
         """Every spell, those that have not ended included."""

@@ -16,6 +16,7 @@ from tests.simulation.machine import Machine
 from tests.simulation.plot import waits_plot
 from tests.simulation.policies import Fcfs, Lru, Planner, Policy, Stopping
 from tests.simulation.report import Report, report, table
+from tests.simulation.search import search, summary
 from tests.simulation.traces import TRACES
 
 POLICIES: dict[str, Callable[[], Policy]] = {"planner": Planner, "no-sleep": Stopping, "lru": Lru, "fcfs": Fcfs}
@@ -32,12 +33,19 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--days", type=float, default=7.0, metavar="DAYS", help="length of a trace (7)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the waits of the last trace there, as SVG")
+    parser.add_argument(
+        "--search", type=int, metavar="N", help="instead: N random scenarios; exit 1 where one breaks a promise"
+    )
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command."""
     options = parse(words)
+    if options.search:
+        text, fine = summary(search(range(options.seed, options.seed + options.search)))
+        print(text)  # noqa: T201
+        return 0 if fine else 1
     reports: list[Report] = []
     for trace in options.trace or list(TRACES):
         scenario = TRACES[trace](options.seed, options.days)

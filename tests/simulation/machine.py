@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.scheduling.patience import Patience
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation
+from tests.simulation.faults import BACKOFF, BACKOFF_MAX, DEATHS_LIMIT, NONE, Fate, Faults
 from tests.simulation.policies import Policy
 from tests.simulation.scenario import Model, Request, Scenario
 from worker_manager.contract import Residency, SleepFacts, WorkerSpec, WorkerState
@@ -38,10 +39,14 @@ class Engine:
     asked: Residency = Residency.HOT
     asked_at: float = 0.0
     sleep: SleepFacts | None = None
+    ends_well: bool = True
+    """Whether the load, the sleep or the wake that is under way will succeed."""
+    ignores_sleep: bool = False
+    deaths: int = 0
     light: bool = False
     """Its memory was given back and it has not been told to take it again."""
     turn: int = 0
-    """Grows with each change of the state, so that the end of a state that was left early is known for stale."""
+    """New with each change of the state, so that the end of a state that was left early is known for stale."""
 
     def memory(self) -> tuple[tuple[str, ...], int]:
         """The cards it is on and what it holds on each."""
@@ -53,7 +58,7 @@ class Engine:
             return self.spec.gpus, self.spec.gpu_memory_mib or 0
         return (HOST_MEMORY,), self.model.promise_mib
 
-    def known(self) -> KnownWorker:
+    def known(self, *, may_sleep: bool = True) -> KnownWorker:
         """As the planner sees it."""
         return KnownWorker(
             spec=self.spec,
@@ -64,7 +69,7 @@ class Engine:
             draining=self.draining and self.asked is Residency.HOT,
             asked=self.asked,
             asked_at=self.asked_at,
-            can_sleep=bool(self.model.sleep) and self.state not in NOT_STARTED,
+            can_sleep=may_sleep and bool(self.model.sleep) and self.state not in NOT_STARTED,
             memory_mib=self.memory()[1] if self.spec.gpus else None,
             sleep=self.sleep,
         )
@@ -91,9 +96,11 @@ class Served:
 class Machine:
     """Runs one scenario under one policy."""
 
-    def __init__(self, scenario: Scenario, policy: Policy) -> None:
+    def __init__(self, scenario: Scenario, policy: Policy, faults: Faults = NONE) -> None:
         self.scenario = scenario
         self.policy = policy
+        self._fate = Fate(faults, len(scenario.requests))
+        self._never_sleep: set[str] = set()
         self.now = EPOCH
         self.served = Served()
         self.models = {model.name: model for model in scenario.models}
@@ -104,6 +111,7 @@ class Machine:
         self._host_promises = scenario.host_promises()
         self._events: list[tuple[float, int, str, tuple[object, ...]]] = []
         self._order = 0
+        self._turn = 0
         self._dirty = True
         self._planned_at = 0.0
         self._look_at = float("inf")
@@ -184,6 +192,13 @@ class Machine:
         self.served.waits.append((request.model, request.at, max(0.0, self.now - EPOCH - request.at)))
         self._at(self.now + request.seconds, "done", engine.spec.id)
 
+    def lasting(self) -> dict[WorkerState, float]:
+        """For how long the oldest of each state has been in it."""
+        found: dict[WorkerState, float] = {}
+        for engine in self.engines.values():
+            found[engine.state] = max(found.get(engine.state, 0.0), self.now - engine.since)
+        return found
+
     def _happen(self, kind: str, facts: tuple[object, ...]) -> None:
         engine = self.engines.get(str(facts[0]))
         assert engine is not None or kind == "over"
@@ -202,14 +217,22 @@ class Machine:
 
     # the manager
 
-    def _enter(self, engine: Engine, state: WorkerState, seconds: float | None = None) -> None:
-        engine.state, engine.since, engine.turn = state, self.now, engine.turn + 1
+    def _enter(
+        self, engine: Engine, state: WorkerState, seconds: float | None = None, *, ends_well: bool = True
+    ) -> None:
+        self._turn += 1
+        engine.state, engine.since, engine.turn = state, self.now, self._turn
+        engine.ends_well = ends_well
         if seconds is not None:
             self._at(self.now + seconds, "over", engine.spec.id, engine.turn)
 
     def _end_of_state(self, engine: Engine) -> None:
         model = engine.model
-        if engine.state in (WorkerState.LOADING, WorkerState.WAKING):
+        if not engine.ends_well:
+            self._die(engine)
+        elif engine.state is WorkerState.BACKOFF:
+            self._enter(engine, WorkerState.WAITING)
+        elif engine.state in (WorkerState.LOADING, WorkerState.WAKING):
             if engine.state is WorkerState.LOADING:
                 self._wanted[model.name] = msgspec.structs.replace(
                     self._wanted[model.name], load_seconds=model.load_seconds
@@ -229,19 +252,33 @@ class Machine:
             assert engine.state is WorkerState.STOPPING
             del self.engines[engine.spec.id]
 
+    def _die(self, engine: Engine) -> None:
+        """The manager ends it, and starts it anew after a while, or gives it up."""
+        if engine.state in (WorkerState.SLEEPING, WorkerState.WAKING):
+            self._never_sleep.add(engine.model.name)
+        engine.deaths += 1
+        engine.sleep, engine.light = None, False
+        if engine.deaths >= DEATHS_LIMIT:
+            self._enter(engine, WorkerState.FAILED)
+        else:
+            self._enter(engine, WorkerState.BACKOFF, min(BACKOFF_MAX, BACKOFF * 2 ** (engine.deaths - 1)))
+
     def _advance(self) -> None:
         """Start and wake what is waiting and fits by now, oldest first; let sleep who should."""
         for engine in list(self.engines.values()):
             if engine.asked is not Residency.HOT:
-                if engine.state is WorkerState.READY and not engine.in_flight:
+                if engine.state is WorkerState.READY and not engine.in_flight and not engine.ignores_sleep:
                     first, again = engine.model.first_sleep_seconds, engine.model.sleep_seconds
-                    self._enter(engine, WorkerState.SLEEPING, again if engine.sleep else first)
+                    seconds, well = self._fate.sleep(again if engine.sleep else first)
+                    self._enter(engine, WorkerState.SLEEPING, seconds, ends_well=well)
             elif engine.state is WorkerState.ASLEEP and self._fits(engine):
                 engine.light = False
-                self._enter(engine, WorkerState.WAKING, engine.model.wake_seconds)
+                seconds, well = self._fate.wake(engine.model.wake_seconds)
+                self._enter(engine, WorkerState.WAKING, seconds, ends_well=well)
                 self.served.wakes.append((self.now - EPOCH, engine.model.name))
             elif engine.state is WorkerState.WAITING and self._fits(engine):
-                self._enter(engine, WorkerState.LOADING, engine.model.load_seconds)
+                seconds, well = self._fate.load(engine.model.load_seconds)
+                self._enter(engine, WorkerState.LOADING, seconds, ends_well=well)
                 self.served.loads.append((self.now - EPOCH, engine.model.name))
 
     def _fits(self, engine: Engine) -> bool:
@@ -269,7 +306,9 @@ class Machine:
             )
             for (name, wanted), queue in zip(self._wanted.items(), self.queues.values(), strict=True)
         ]
-        workers = tuple(engine.known() for engine in self.engines.values())
+        workers = tuple(
+            engine.known(may_sleep=engine.model.name not in self._never_sleep) for engine in self.engines.values()
+        )
         unserved = self._patience.look(self.now, endpoints, workers)
         return Situation(
             now=self.now,
@@ -300,6 +339,7 @@ class Machine:
             asked = decided.residencies.get(engine.spec.id, Residency.HOT)
             if asked is not engine.asked:
                 engine.asked, engine.asked_at = asked, self.now
+                engine.ignores_sleep = asked is not Residency.HOT and self._fate.ignores_sleep()
             engine.draining = engine.spec.id in decided.draining or engine.asked is not Residency.HOT
             if engine.spec.id not in desired and engine.state is not WorkerState.STOPPING:
                 self._stop(engine)
@@ -323,6 +363,8 @@ class Machine:
     def _check_promises(self) -> None:
         held: Counter[str] = Counter()
         for engine in self.engines.values():
+            if engine.state is WorkerState.FAILED:
+                continue
             if engine.light and (engine.asked is not Residency.HOT or engine.state is WorkerState.STOPPING):
                 for card in engine.spec.gpus:
                     held[card] += engine.model.residue_mib

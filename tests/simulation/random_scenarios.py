@@ -9,7 +9,7 @@ from worker_manager.contract import Residency
 LEVELS = ((), (Residency.ASLEEP_1,), (Residency.ASLEEP_1, Residency.ASLEEP_2))
 
 
-def scenario(number: int, seconds: float = 900.0) -> Scenario:
+def scenario(number: int, seconds: float = 300.0) -> Scenario:
     """A machine of one to three cards under pressure, all endpoints of one priority."""
     chance = random.Random(f"scenario {number}")  # noqa: S311 - a simulation, no secret
     gpus = chance.randint(1, 3)

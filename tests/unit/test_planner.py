@@ -446,7 +446,10 @@ def test_never_more_than_max_workers_are_started_and_never_fewer_than_min_worker
         current = [
             known
             for known in serving
-            if one.template is not None and is_same(one.template, known.spec) and known.state is not WorkerState.FAILED
+            if one.template is not None
+            and is_same(one.template, known.spec)
+            and known.state is not WorkerState.FAILED
+            and known.asked is Residency.HOT
         ]
         if not one.stopped:
             left = [known for known in current if known.spec.id not in gone]

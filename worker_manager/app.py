@@ -13,12 +13,15 @@ from litestar import Litestar
 from worker_manager import host, logs, routes
 from worker_manager.contract import Gpu, HostFacts
 from worker_manager.downloads import Downloads
+from worker_manager.engines.canary import Rhythm
 from worker_manager.gpus import GpuInventory, attribute
 from worker_manager.launchers.base import Launcher, Unit
 from worker_manager.launchers.choice import LauncherName, choose, make_launcher
 from worker_manager.listener import check_lengths, listen
 from worker_manager.observation import Observation
+from worker_manager.proofs import Proofs
 from worker_manager.settings import Settings
+from worker_manager.sleeper import Sleeper
 from worker_manager.supervisor import Supervisor
 
 STOP_SECONDS = 2
@@ -45,11 +48,27 @@ class Manager:
             gpu_totals=lambda: {gpu.uuid: gpu.memory_total_mib for gpu in self.supervisor.gpus},
         )
         self.downloads = Downloads(self.launcher, offline=settings.offline, on_change=self._changed)
+        sleeper = Sleeper(
+            engines=settings.engines,
+            proofs=Proofs(settings.manager_socket.parent / "proofs"),
+            enabled=settings.sleep,
+            env=settings.engine_env,
+            sleep_seconds=settings.sleep_seconds,
+            wake_seconds=settings.wake_seconds,
+            held=self._held,
+            host_free_mib=lambda: host.memory_mib()[1],
+        )
         self.supervisor = Supervisor(
             self.launcher,
             engines=settings.engines,
             load_seconds=settings.load_seconds,
             stop_seconds=settings.stop_seconds,
+            canary=Rhythm(
+                interval=settings.canary_seconds,
+                timeout=settings.canary_timeout_seconds,
+                tries=settings.canary_tries,
+            ),
+            sleeper=sleeper,
             gpus=self._gpus,
             on_units=self.downloads.observe,
             on_change=self._changed,
@@ -102,6 +121,9 @@ class Manager:
 
     async def _gpus(self, units: dict[str, Unit]) -> tuple[Gpu, ...]:
         return attribute(await self.inventory.read(), units)
+
+    async def _held(self, worker: str) -> dict[str, int]:
+        return await self.supervisor.held(worker)
 
     async def _find_device(self) -> None:
         """What engines compute on: as set, else the GPUs if there are any."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from worker_manager.contract import DownloadSpec, FailureKind, WorkerSpec, flag_problem, spec_hash
-from worker_manager.engines import vllm
+from worker_manager.engines import sleep_rules, vllm
 
 LABEL = "dev.hostler."
 LABEL_INSTANCE = LABEL + "instance"
@@ -73,6 +73,8 @@ class PolicyContext(msgspec.Struct, frozen=True, kw_only=True):
     engine_env: dict[str, str] = {}
     gpu_totals_mib: dict[str, int] = {}
     """Memory of each GPU of this machine, by UUID."""
+    sleep: bool = False
+    """Engines that may sleep are started so that they can."""
 
 
 class JobContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,12 +191,14 @@ def container_body(
     if context.uid == 0:
         raise PolicyRefusal("engines never run as root", "run the manager with another user")
     inside = f"{MODELS_IN_ENGINE}/{spec.model}"
+    sleep = sleep_rules.may_start(spec, context.engine_env, enabled=context.sleep)
     arguments = vllm.serve_arguments(
         spec,
         model_folder=inside,
         socket=f"{SOCKETS_IN_ENGINE}/engine.sock",
         stop_seconds=context.stop_seconds,
         gpu_totals_mib=context.gpu_totals_mib,
+        sleep=sleep,
     )
     env = vllm.environment(
         spec,
@@ -202,6 +206,7 @@ def container_body(
         cpu_kv_cache_gib=context.cpu_kv_cache_gib,
         device=context.device,
         extra=context.engine_env,
+        sleep=sleep,
     )
     mounts = [
         _bind(f"{context.models_on_host}/{model}", inside, read_only=True),

@@ -17,6 +17,14 @@ HUB_NAMES = {"hf_token": "HF_TOKEN", "hf_endpoint": "HF_ENDPOINT"}
 """Fields whose environment variable is not named after Hostler."""
 
 ENV_NAME_PATTERN = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
+POSITIVE = (
+    "engine_pids",
+    "load_seconds",
+    "sleep_seconds",
+    "wake_seconds",
+    "canary_timeout_seconds",
+    "canary_tries",
+)
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off"})
 
@@ -64,6 +72,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest time from an engine's start until it serves; after that it is stopped and counts as failed."""
     stop_seconds: float = 30
     """How long an engine may finish its requests after it was told to stop, before it is killed."""
+    sleep: bool = True
+    """Start engines on GPUs so that they can sleep (vLLM's sleep mode); whether one does is the gateway's decision."""
+    sleep_seconds: float = 180
+    """Longest time for an engine to fall asleep; the first time it copies its weights into main memory."""
+    wake_seconds: float = 300
+    """Longest time for an engine to wake until it answers as before; from level 2 it reads its weights again."""
+    canary_seconds: float = 60
+    """How often a ready engine without traffic is asked for one token; 0: never."""
+    canary_timeout_seconds: float = 30
+    """Longest time for that token."""
+    canary_tries: int = 3
+    """So many such questions in a row without an answer, and the engine counts as hung."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least level that is logged."""
     log_format: Literal["json", "console"] = "json"
@@ -180,7 +200,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             f"HOSTLER_INSTANCE is {settings.instance!r}; it must be 1 to 31 lower-case letters, digits or dashes"
         )
-    if settings.engine_pids == 0 or settings.load_seconds == 0:
-        raise SettingsError("HOSTLER_ENGINE_PIDS and HOSTLER_LOAD_SECONDS must be larger than 0")
+    for field in POSITIVE:
+        if getattr(settings, field) == 0:
+            raise SettingsError(f"{environment_name(field)} must be larger than 0")
     if not settings.vllm_command:
         raise SettingsError("HOSTLER_VLLM_COMMAND is empty; it must name the engine's program, such as `vllm`")

@@ -12,22 +12,22 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from worker_manager import actions as act
+from worker_manager import causes, room
 from worker_manager import reconcile as rules
+from worker_manager import tracked as life
+from worker_manager.board import Board
 from worker_manager.contract import (
-    ENGINE_SOCKET,
     DesiredSet,
     Failure,
-    FailureKind,
     Gpu,
     ObservedWorker,
-    Residency,
     WorkerSpec,
     WorkerState,
 )
-from worker_manager.engines import readiness
-from worker_manager.engines.diagnosis import diagnose
+from worker_manager.engines.canary import Rhythm
+from worker_manager.keeper import Keeper
 from worker_manager.launchers.base import (
-    ImageMissingError,
     Launcher,
     LauncherError,
     LauncherUnavailableError,
@@ -36,17 +36,17 @@ from worker_manager.launchers.base import (
 )
 from worker_manager.measuring import Measurements
 from worker_manager.policy import PolicyRefusal
-from worker_manager.reconcile import Tracked
+from worker_manager.sleeper import Sleeper
+from worker_manager.tracked import Tracked
 
 RELIST_SECONDS = 10.0
 GPU_PASS_SECONDS = 2.0
 """Between two looks where there are GPUs: what other programs take of them tells nobody by itself."""
 WAITING_PASS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
-PROBE_SECONDS = 0.25
-PROBE_MAX_SECONDS = 2.0
 SETTLE_SECONDS = 5.0
-LOADING_STOP_SECONDS = 3.0
+USELESS_STOP_SECONDS = 3.0
+"""For an engine that has no request to finish: vLLM does not listen to TERM while it loads, nor when it hangs."""
 LOG_LINES = 1000
 
 logger = structlog.get_logger()
@@ -69,6 +69,8 @@ class Supervisor:
         engines: Path,
         load_seconds: float,
         stop_seconds: float,
+        canary: Rhythm,
+        sleeper: Sleeper,
         gpus: Callable[[dict[str, Unit]], Awaitable[tuple[Gpu, ...]]],
         on_units: Callable[[list[Unit]], None],
         on_change: Callable[[], None],
@@ -77,22 +79,31 @@ class Supervisor:
         self.generation = 0
         self.gpus: tuple[Gpu, ...] = ()
         self._launcher = launcher
-        self._engines = engines
         self._limits = rules.Limits(load_seconds=load_seconds)
         self._stop_seconds = stop_seconds
         self._read_gpus = gpus
         self._on_units = on_units
         self._on_change = on_change
         self._desired: DesiredSet | None = None
-        self._tracked: dict[str, Tracked] = {}
         self._units: dict[str, Unit] = {}
         self._actions: dict[str, asyncio.Task[None]] = {}
-        self._probes: dict[str, asyncio.Task[None]] = {}
         self._measurements = Measurements(launcher)
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._failing = False
         self._listed = False
+        self._board = Board()
+        self._tracked, self._set = self._board.workers, self._board.set
+        self._keeper = Keeper(
+            self._board,
+            engines=engines,
+            sleeper=sleeper,
+            canary=canary,
+            unit=self._unit,
+            on_ready=self._measure,
+            look_again=self.wake,
+        )
+        self._board.listen(self._changed)
 
     async def run(self) -> None:
         """Until cancelled; then all tasks end and the workers live on."""
@@ -103,10 +114,11 @@ class Supervisor:
                 await self._pass_safely()
                 await self._sleep()
         finally:
-            tasks = [feed, *self._actions.values(), *self._probes.values()]
+            tasks = [feed, *self._actions.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self._keeper.close()
 
     def wake(self) -> None:
         """Something may have changed: look at once."""
@@ -131,7 +143,15 @@ class Supervisor:
 
     def observed(self) -> tuple[ObservedWorker, ...]:
         """Every worker that exists or should."""
-        return tuple(_observed(known, self._measurements) for _, known in sorted(self._tracked.items()))
+        held = {worker: room.held(self.gpus, worker) for worker in self._tracked}
+        return tuple(
+            life.observed(known, max(held[worker].values(), default=None), self._measurements.of(worker))
+            for worker, known in sorted(self._tracked.items())
+        )
+
+    async def held(self, worker: str) -> dict[str, int]:
+        """MiB that a worker holds on each card this instant, as far as NVML tells."""
+        return room.held(await self._read_gpus(self._units), worker)
 
     async def log(self, worker: str, lines: int) -> tuple[str, ...] | None:
         """The last lines of a worker's log; those of its last death if it has no unit; None if unknown."""
@@ -151,7 +171,7 @@ class Supervisor:
             seconds = WAITING_PASS_SECONDS
         if self._failing:
             seconds = RETRY_SECONDS
-        deadline = rules.next_deadline(self._tracked, self._limits)
+        deadline = rules.next_deadline(self._tracked, self._limits, time.time())
         if deadline is not None:
             seconds = min(seconds, max(0.05, deadline - time.time() + 0.01))
         try:
@@ -199,32 +219,47 @@ class Supervisor:
         if before != self.gpus:
             self._on_change()
 
-    def _act(self, action: rules.Action) -> None:
-        """What only changes state is done here; what calls the launcher becomes a task."""
+    def _act(self, action: act.Action) -> None:
+        """What only changes state is done here; what calls the launcher or the engine becomes a task."""
         now, known = time.time(), self._tracked.get(action.id)
         match action:
-            case rules.Adopt(id=worker, spec=spec, running=running):
+            case act.Adopt(id=worker, spec=spec, running=running):
                 logger.info("worker_adopted", worker=worker, running=running)
-                self._set(worker, rules.adopted(spec, known, now, running=running))
-            case rules.Track(id=worker, spec=spec):
-                self._set(worker, rules.fresh(spec, now))
+                self._set(worker, life.adopted(spec, known, now, running=running))
+            case act.Track(id=worker, spec=spec):
+                self._set(worker, life.fresh(spec, now))
                 self.wake()
-            case rules.Forget(id=worker):
+            case act.Forget(id=worker):
                 self._set(worker, None)
-            case rules.Wait(id=worker, reason=reason) if known is not None:
-                self._set(worker, rules.entered(known, WorkerState.WAITING, now, reason))
-            case rules.GiveUp(id=worker, failure=failure) if known is not None:
-                self._set(worker, rules.failed(known, failure, now))
-            case rules.Start(id=worker, spec=spec) if known is not None:
-                self._set(worker, rules.entered(known, WorkerState.CREATING, now))
+            case act.Wait(id=worker, reason=reason) if known is not None:
+                self._set(worker, life.entered(known, WorkerState.WAITING, now, reason))
+            case act.GiveUp(id=worker, failure=failure) if known is not None:
+                self._set(worker, life.failed(known, failure, now))
+            case act.Hold(id=worker, reason=reason, blocked=blocked) if known is not None:
+                self._set(worker, life.held(known, now, reason, blocked=blocked))
+            case _:
+                self._begin(action, known, now)
+
+    def _begin(self, action: act.Action, known: Tracked | None, now: float) -> None:
+        match action:
+            case act.Start(id=worker, spec=spec) if known is not None:
+                self._set(worker, life.entered(known, WorkerState.CREATING, now))
                 self._spawn(worker, self._start(known, spec))
-            case rules.Collect(id=worker) if known is not None:
+            case act.Collect(id=worker) if known is not None:
                 # not STOPPING: the gateway would take it for leaving and ask for another, whose past is clean
-                self._set(worker, rules.entered(known, WorkerState.WAITING, now, "died: its log is read"))
+                self._set(worker, life.entered(known, WorkerState.WAITING, now, "died: its log is read"))
                 self._spawn(worker, self._collect(known, action))
-            case rules.Stop(id=worker, reason=reason):
+            case act.Sleep(id=worker, level=level) if known is not None:
+                falling = msgspec.structs.replace(life.entered(known, WorkerState.SLEEPING, now), level=level)
+                self._set(worker, falling)
+                self._spawn(worker, self._keeper.sleep(falling, self._units[worker]))
+            case act.Wake(id=worker) if known is not None:
+                waking = life.entered(known, WorkerState.WAKING, now)
+                self._set(worker, waking)
+                self._spawn(worker, self._keeper.wake(waking, self._units[worker]))
+            case act.Stop(id=worker, reason=reason):
                 if known is not None:
-                    self._set(worker, rules.entered(known, WorkerState.STOPPING, now, reason))
+                    self._set(worker, life.entered(known, WorkerState.STOPPING, now, reason))
                 self._spawn(worker, self._stop(worker, self._grace(known)))
 
     def _spawn(self, worker: str, action: Awaitable[None]) -> None:
@@ -254,17 +289,18 @@ class Supervisor:
         except PolicyRefusal as refusal:
             failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
             logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
-            self._set(spec.id, rules.failed(known, failure, time.time()))
+            self._set(spec.id, life.failed(known, failure, time.time()))
         except LauncherUnavailableError as error:
             logger.warning("worker_start_postponed", worker=spec.id, cause=str(error))
-            self._set(spec.id, rules.postponed(known, time.time(), str(error)))
+            self._set(spec.id, life.postponed(known, time.time(), str(error)))
         except LauncherError as error:
             logger.warning("worker_start_failed", worker=spec.id, cause=str(error))
-            self._set(spec.id, rules.died(known, _launch_failure(error), time.time()))
+            self._set(spec.id, life.died(known, causes.of_launch(error), time.time()))
         else:
-            self._set(spec.id, rules.entered(self._tracked[spec.id], WorkerState.LOADING, time.time(), "starting"))
+            loading = life.entered(self._tracked[spec.id], WorkerState.LOADING, time.time(), "starting")
+            self._set(spec.id, self._keeper.starting(loading))
 
-    async def _collect(self, known: Tracked, action: rules.Collect) -> None:
+    async def _collect(self, known: Tracked, action: act.Collect) -> None:
         try:
             lines: tuple[str, ...] = ()
             if action.unit is not None:
@@ -275,43 +311,33 @@ class Supervisor:
         except LauncherError:
             self._set(action.id, known)  # as it was, so that the next pass comes to the same end
             raise
-        now = time.time()
-        ready_seconds = now - known.since if known.state is WorkerState.READY else 0.0
-        failure = _cause(action, lines, was_ready=known.state is WorkerState.READY, now=now)
+        self._keeper.forget(action.id)
+        now, was_ready = time.time(), known.state in life.SERVED
+        ready_seconds = now - known.since if was_ready else 0.0
+        failure = causes.of_death(action, lines, was_ready=was_ready, now=now)
         logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
-        self._set(action.id, rules.died(known, failure, now, ready_seconds))
+        self._set(action.id, life.died(known, failure, now, ready_seconds))
 
     async def _stop(self, worker: str, grace_seconds: float) -> None:
         await self._launcher.stop(worker, grace_seconds)
         await self._launcher.remove(worker)
+        self._keeper.forget(worker)
         logger.info("worker_stopped", worker=worker)
         self._set(worker, None)
 
     def _grace(self, known: Tracked | None) -> float:
-        """An engine that loads has no request to finish, and vLLM does not listen to TERM meanwhile."""
-        loading = known is not None and known.state is WorkerState.LOADING
-        return min(LOADING_STOP_SECONDS, self._stop_seconds) if loading else self._stop_seconds
+        """Time to finish requests, for an engine that may have some."""
+        useful = known is None or (known.state in (WorkerState.READY, WorkerState.STOPPING) and known.condemned is None)
+        return self._stop_seconds if useful else min(USELESS_STOP_SECONDS, self._stop_seconds)
 
-    # readiness
+    def _unit(self, worker: str) -> Unit | None:
+        return self._units.get(worker)
 
-    async def _probe(self, worker: str) -> None:
-        """Ask the engine until it serves; ended from outside when the worker leaves LOADING."""
-        pause = PROBE_SECONDS
-        while True:
-            known = self._tracked[worker]
-            answer = await readiness.probe(self._engines / worker / ENGINE_SOCKET, known.spec.served_names[0])
-            current = self._tracked.get(worker)
-            if current is None or current.state is not WorkerState.LOADING:
-                return
-            now = time.time()
-            if answer.ready:
-                logger.info("worker_ready", worker=worker, seconds=round(now - current.since, 3))
-                self._set(worker, rules.entered(current, WorkerState.READY, now))
-                await self._measure(worker)
-                return
-            self._set(worker, rules.entered(current, WorkerState.LOADING, now, answer.reason))
-            await asyncio.sleep(pause)
-            pause = min(pause * 1.5, PROBE_MAX_SECONDS)
+    def _changed(self, worker: str, known: Tracked | None) -> None:
+        if known is None or known.state not in life.SERVED:
+            self._measurements.forget(worker)
+        self._check_settled()
+        self._on_change()
 
     async def _measure(self, worker: str) -> None:
         """Learn what the start has shown; the worker serves meanwhile."""
@@ -322,72 +348,10 @@ class Supervisor:
 
     def _check_settled(self) -> None:
         """The first picture is whole once units were listed and no adopted worker waits for its first probe."""
-        if self._listed and not any(known.reason == rules.FOUND_RUNNING for known in self._tracked.values()):
+        if self._listed and not any(known.reason == life.FOUND_RUNNING for known in self._tracked.values()):
             self._settled.set()
 
     async def _follow_events(self) -> None:
         async for event in self._launcher.events():
             logger.debug("unit_event", unit=event.id, what=event.what)
             self.wake()
-
-    # state
-
-    def _set(self, worker: str, known: Tracked | None) -> None:
-        """The only place where state changes."""
-        before = self._tracked.get(worker)
-        if known == before:
-            return
-        if known is None:
-            del self._tracked[worker]
-        else:
-            self._tracked[worker] = known
-            if before is None or before.state is not known.state:
-                logger.info("worker_state", worker=worker, state=known.state, reason=known.reason)
-        if known is None or known.state is not WorkerState.READY:
-            self._measurements.forget(worker)
-        self._tend_probe(worker, known)
-        self._check_settled()
-        self._on_change()
-
-    def _tend_probe(self, worker: str, known: Tracked | None) -> None:
-        """A probe runs exactly while the worker is LOADING."""
-        probe = self._probes.get(worker)
-        if known is not None and known.state is WorkerState.LOADING:
-            if probe is None or probe.done():
-                self._probes[worker] = asyncio.create_task(self._probe(worker), name=f"probe-{worker}")
-        elif probe is not None and probe is not asyncio.current_task():
-            probe.cancel()
-            del self._probes[worker]
-
-
-def _observed(known: Tracked, measurements: Measurements) -> ObservedWorker:
-    return ObservedWorker(
-        spec=known.spec,
-        spec_hash=known.spec_hash,
-        state=known.state,
-        residency=Residency.HOT if known.state is WorkerState.READY else Residency.GONE,
-        since=known.since,
-        socket=f"{known.spec.id}/{ENGINE_SOCKET}",
-        reason=known.reason,
-        restarts=known.restarts,
-        retry_at=known.retry_at,
-        failure=known.failure,
-        measured=measurements.of(known.spec.id),
-    )
-
-
-def _cause(action: rules.Collect, lines: tuple[str, ...], *, was_ready: bool, now: float) -> Failure:
-    """Why the worker died: what is known already, else what its log says."""
-    if action.failure is not None:
-        return msgspec.structs.replace(action.failure, log_tail=action.failure.log_tail or lines[-60:])
-    exit_code, out_of_memory = (action.unit.exit_code, action.unit.out_of_memory) if action.unit else (None, False)
-    return diagnose(exit_code=exit_code, out_of_memory=out_of_memory, lines=lines, was_ready=was_ready, now=now)
-
-
-def _launch_failure(error: LauncherError) -> Failure:
-    kind, hint = FailureKind.LAUNCH_FAILED, "see the manager's log"
-    if isinstance(error, ImageMissingError):
-        kind, hint = FailureKind.IMAGE_MISSING, "bring the engine's image or program to this machine (docker pull)"
-    elif "could not select device driver" in str(error):
-        kind, hint = FailureKind.DRIVER_MISMATCH, "install nvidia-container-toolkit and restart Docker"
-    return Failure(kind=kind, message=str(error), hint=hint, at=time.time())

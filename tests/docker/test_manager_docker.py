@@ -1,55 +1,21 @@
 """A real manager process with the Docker launcher: what happens behind its back, and to its Docker Engine."""
 
 import contextlib
-import os
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-import docker
 import pytest
 
-from tests.support.machine import MANAGER_SECONDS, Machine, spec
+from tests.support.docker_machine import DOCKER_HOST, DockerMachine
+from tests.support.machine import MANAGER_SECONDS, spec
 from tests.support.processes import short_folder
 from tests.support.waiting import wait_until
 from worker_manager.contract import FailureKind, WorkerState
 
 pytestmark = pytest.mark.docker
-
-IMAGE = "hostler/engine-simulator:latest"
-DOCKER_HOST = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-
-
-class DockerMachine(Machine):
-    """A machine whose engines are containers of an instance of its own."""
-
-    def __init__(self, folder: Path, docker_host: str = DOCKER_HOST) -> None:
-        self.instance = f"test-{uuid.uuid4().hex[:8]}"
-        super().__init__(
-            folder,
-            HOSTLER_LAUNCHER="docker",
-            HOSTLER_DOCKER_HOST=docker_host,
-            HOSTLER_INSTANCE=self.instance,
-            HOSTLER_ENGINE_IMAGE=IMAGE,
-            HOSTLER_ENGINE_ENV="",
-            HOSTLER_ENGINE_MEMORY_GIB="1",
-        )
-        self.engine = docker.DockerClient(base_url=DOCKER_HOST, timeout=30)
-
-    def container_id(self, worker: str = "w1") -> str:
-        return str(self.engine.containers.get(f"{self.instance}-{worker}").id)
-
-    def container_count(self) -> int:
-        label = f"dev.hostler.instance={self.instance}"
-        return len(self.engine.containers.list(all=True, filters={"label": label}))
-
-    def clean_up(self) -> None:
-        super().clean_up()
-        assert self.container_count() == 0
-        self.engine.close()
 
 
 @pytest.fixture

@@ -44,6 +44,12 @@ class Faults:
     """`/sleep` is answered with 500 and changes nothing."""
     memory_not_returned: bool = False
     """`/sleep` is answered with 200, but the GPU memory stays claimed."""
+    hang_on_sleep: bool = False
+    """`/sleep` is never answered and changes nothing."""
+    refuse_wake: bool = False
+    """`/wake_up` is answered with 500 and changes nothing."""
+    hang_on_wake: bool = False
+    """`/wake_up` is never answered and changes nothing."""
     bad_wake: bool = False
     """After `/wake_up` the same prompt gets another answer."""
 
@@ -76,6 +82,8 @@ class Simulation:
     """What stays on each GPU during sleep."""
     prefix_cache_blocks: int = 65_536
     """Blocks of 16 tokens."""
+    version: str = "0.32.0"
+    """What `/version` says."""
     sleep_seconds: float = 0.01
     wake_seconds: float = 0.01
     hold: list[str] = field(default_factory=list)

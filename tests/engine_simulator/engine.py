@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from tests.engine_simulator.command_line import EngineArguments
@@ -56,6 +57,7 @@ class Engine:
         self._file = file
         self._running: dict[Running, None] = {}
         self._waiting: deque[Running] = deque()
+        self._changes_end = 0.0
 
     @property
     def simulation(self) -> Simulation:
@@ -99,6 +101,14 @@ class Engine:
             following = self._waiting.popleft()
             self._running[following] = None
             following.begin(time.monotonic())
+
+    def change(self, seconds: float, then: Callable[[], None]) -> None:
+        """Do something that takes so long, after what was begun before it."""
+        self._changes_end = max(self.loop.time(), self._changes_end) + seconds
+        if self._changes_end <= self.loop.time():
+            then()
+        else:
+            self.loop.call_at(self._changes_end, then)
 
     def end_all(self) -> None:
         """End every generation now, as vLLM does at sleep and at a TERM without a grace."""

@@ -194,7 +194,8 @@ class Generation:
             return
         self._over = True
         metrics = self._engine.metrics
-        metrics.prompt_tokens += self._prompt_tokens
+        if self._sent or reason != "abort":  # vLLM counts a prompt with its first token
+            metrics.prompt_tokens += self._prompt_tokens
         metrics.generation_tokens += self._sent
         if self._sent > 1:
             metrics.between_tokens.observe(self._interval, self._sent - 1)

@@ -54,7 +54,8 @@ class Pooled:
 
     def _release(self, reason: str) -> None:
         self._over = True
-        self._engine.metrics.prompt_tokens += self.tokens
+        if reason != "abort":
+            self._engine.metrics.prompt_tokens += self.tokens
         self._engine.release(self, reason)
 
 

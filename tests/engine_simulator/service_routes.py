@@ -8,7 +8,6 @@ from tests.engine_simulator.failures import EngineStartError
 from tests.engine_simulator.http import Connection, Request
 from tests.engine_simulator.requests import RequestError, read_body
 
-VERSION = "0.32.0"
 METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 DEEPEST_SLEEP = 2
 
@@ -17,8 +16,8 @@ def health(_engine: Engine, connection: Connection, _request: Request) -> None:
     connection.answer(b"")
 
 
-def version(_engine: Engine, connection: Connection, _request: Request) -> None:
-    connection.answer_json({"version": VERSION})
+def version(engine: Engine, connection: Connection, _request: Request) -> None:
+    connection.answer_json({"version": engine.simulation.version})
 
 
 def load(engine: Engine, connection: Connection, _request: Request) -> None:
@@ -51,41 +50,54 @@ def stats(engine: Engine, connection: Connection, _request: Request) -> None:
 
 
 def sleep(engine: Engine, connection: Connection, request: Request) -> None:
-    """As vLLM: what runs is aborted, all but a residual of the GPU memory goes back."""
+    """As vLLM: what runs is aborted; after a while all but a residual of the GPU memory goes back."""
     level = int(_query(request, "level", "1"))
     if level > DEEPEST_SLEEP:
         raise RequestError(400, "level: Input should be less than or equal to 2", "Bad Request", "query.level")
-    simulation = engine.simulation
-    if simulation.faults.refuse_sleep:
+    faults = engine.simulation.faults
+    if faults.refuse_sleep:
         raise RequestError(500, "Call to sleep method failed: simulated", "InternalServerError")
+    if faults.hang_on_sleep:
+        return
     engine.end_all()
-    if not simulation.faults.memory_not_returned:
-        engine.memory.sleep(simulation.residual_mib)
     engine.sleep_level = level
-    engine.weights_lost = engine.weights_lost or level == DEEPEST_SLEEP
     engine.cache.reset()
-    answer = {"status": "sleeping", "level": level}
-    engine.loop.call_later(simulation.sleep_seconds, _answer_later, connection, answer)
+
+    def slept() -> None:
+        if not faults.memory_not_returned:
+            engine.memory.sleep(engine.simulation.residual_mib)
+        engine.weights_lost = engine.weights_lost or level == DEEPEST_SLEEP
+        _answer_later(connection, {"status": "sleeping", "level": level})
+
+    engine.change(engine.simulation.sleep_seconds, slept)
 
 
 def wake_up(engine: Engine, connection: Connection, request: Request) -> None:
     """Take the memory again; `tags=weights` alone leaves the engine asleep until `tags=kv_cache`."""
     tags = parse_qs(request.query).get("tags")
-    simulation = engine.simulation
+    faults = engine.simulation.faults
+    if faults.refuse_wake:
+        raise RequestError(500, "Call to wake_up method failed: simulated", "InternalServerError")
+    if faults.hang_on_wake:
+        return
     awake = tags is None or "kv_cache" in tags
-    if awake:
-        try:
-            engine.memory.wake()
-        except EngineStartError as error:
-            engine.crash(error.text)
-        engine.sleep_level = 0
-    engine.weights_lost = engine.weights_lost or simulation.faults.bad_wake
-    answer = {"status": "awake" if awake else "sleeping", "tags": tags}
-    engine.loop.call_later(simulation.wake_seconds, _answer_later, connection, answer)
+
+    def woken() -> None:
+        if awake:
+            try:
+                engine.memory.wake()
+            except EngineStartError as error:
+                engine.crash(error.text)
+            engine.sleep_level = 0
+        engine.weights_lost = engine.weights_lost or faults.bad_wake
+        _answer_later(connection, {"status": "awake" if awake else "sleeping", "tags": tags})
+
+    engine.change(engine.simulation.wake_seconds, woken)
 
 
 def is_sleeping(engine: Engine, connection: Connection, _request: Request) -> None:
-    connection.answer_json({"is_sleeping": engine.sleep_level > 0})
+    """Answered when a sleep or a wake that is under way is over: vLLM's engine does one thing at a time."""
+    engine.change(0.0, lambda: connection.answer_json({"is_sleeping": engine.sleep_level > 0}))
 
 
 def collective_rpc(engine: Engine, connection: Connection, request: Request) -> None:

@@ -17,6 +17,7 @@ from worker_manager.contract import (
     DownloadState,
     ObservedSet,
     ObservedWorker,
+    Residency,
     WorkerSpec,
     WorkerState,
 )
@@ -64,9 +65,10 @@ class Machine:
         (folder / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 2048}')
         (folder / "simulator.json").write_text(json.dumps(orders))
 
-    def send(self, *specs: WorkerSpec) -> httpx.Response:
+    def send(self, *specs: WorkerSpec, **residencies: Residency) -> httpx.Response:
+        """Make these the desired workers; by id how warm those should be that are not to be hot."""
         self._generation += 1
-        return self.put(DesiredSet(generation=self._generation, workers=specs))
+        return self.put(DesiredSet(generation=self._generation, workers=specs, residencies=residencies))
 
     def put(self, wanted: DesiredSet) -> httpx.Response:
         return self.client.put("/desired", content=msgspec.json.encode(wanted))

@@ -20,6 +20,7 @@ def test_every_field_is_read_from_the_environment() -> None:
         "log_level": "debug",
         "log_format": "console",
         "offline": "1",
+        "sleep": "0",
         "engine_env": "A=1",
         "instance": "other",
     }

@@ -3,8 +3,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker_manager import actions as act
 from worker_manager import reconcile as rules
-from worker_manager.contract import DesiredSet, Failure, FailureKind, Gpu, WorkerSpec, WorkerState, spec_hash
+from worker_manager import room
+from worker_manager import tracked as life
+from worker_manager.contract import (
+    DesiredSet,
+    Failure,
+    FailureKind,
+    Gpu,
+    GpuUse,
+    Residency,
+    SleepFacts,
+    WorkerSpec,
+    WorkerState,
+    spec_hash,
+)
 from worker_manager.launchers.base import Unit, UnitKind
 
 NOW = 1_000_000.0
@@ -17,16 +31,16 @@ def spec(worker: str = "w1", **change: object) -> WorkerSpec:
     return msgspec.structs.replace(base, **change)
 
 
-def desired(*specs: WorkerSpec) -> DesiredSet:
-    return DesiredSet(generation=1, workers=specs)
+def desired(*specs: WorkerSpec, **residencies: Residency) -> DesiredSet:
+    return DesiredSet(generation=1, workers=specs, residencies=residencies)
 
 
 def unit(of: WorkerSpec, *, running: bool = True, never_started: bool = False) -> Unit:
     return Unit(id=of.id, kind=UnitKind.WORKER, running=running, never_started=never_started, created_at=NOW, worker=of)
 
 
-def tracked(of: WorkerSpec, state: WorkerState, **change: object) -> rules.Tracked:
-    known = rules.entered(rules.fresh(of, NOW), state, NOW)
+def tracked(of: WorkerSpec, state: WorkerState, **change: object) -> life.Tracked:
+    known = life.entered(life.fresh(of, NOW), state, NOW)
     return msgspec.structs.replace(known, **change)
 
 
@@ -47,44 +61,44 @@ def card(uuid: str = "GPU-0", total: int = 1000, used: int = 0, foreign: int = 0
 
 def decide(
     wanted: DesiredSet | None,
-    known: dict[str, rules.Tracked] | None = None,
+    known: dict[str, life.Tracked] | None = None,
     found: list[Unit] | None = None,
     *,
     gpus: tuple[Gpu, ...] = (),
     busy: frozenset[str] = frozenset(),
     now: float = NOW,
-) -> list[rules.Action]:
+) -> list[act.Action]:
     units = {each.id: each for each in found or []}
     return rules.reconcile(wanted, known or {}, units, busy=busy, gpus=gpus, limits=LIMITS, now=now)
 
 
 def test_a_unit_that_was_made_for_another_description_is_stopped() -> None:
     new, old = spec(max_model_len=64), spec()
-    assert isinstance(decide(desired(new), {"w1": tracked(new, WorkerState.READY)}, [unit(old)])[0], rules.Stop)
+    assert isinstance(decide(desired(new), {"w1": tracked(new, WorkerState.READY)}, [unit(old)])[0], act.Stop)
 
 
 def test_a_desired_worker_is_tracked_and_then_started() -> None:
     wanted = spec()
-    assert decide(desired(wanted)) == [rules.Track("w1", wanted)]
-    assert decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}) == [rules.Start("w1", wanted)]
+    assert decide(desired(wanted)) == [act.Track("w1", wanted)]
+    assert decide(desired(wanted), {"w1": life.fresh(wanted, NOW)}) == [act.Start("w1", wanted)]
 
 
 def test_without_a_desired_set_a_found_unit_is_adopted_and_nothing_is_removed() -> None:
     found = spec()
-    assert decide(None, {}, [unit(found)]) == [rules.Adopt("w1", found, running=True)]
+    assert decide(None, {}, [unit(found)]) == [act.Adopt("w1", found, running=True)]
     assert decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found)]) == []
 
 
 def test_a_worker_that_dies_before_the_desired_set_came_is_no_longer_shown_as_serving() -> None:
     found = spec()
     actions = decide(None, {"w1": tracked(found, WorkerState.READY)}, [unit(found, running=False)])
-    assert actions == [rules.Adopt("w1", found, running=False)]
+    assert actions == [act.Adopt("w1", found, running=False)]
 
 
 def test_an_unknown_unit_is_stopped_once_the_desired_set_came() -> None:
     found = spec("stray")
     assert decide(desired(), {"stray": tracked(found, WorkerState.READY)}, [unit(found)]) == [
-        rules.Stop("stray", "no longer desired")
+        act.Stop("stray", "no longer desired")
     ]
 
 
@@ -95,24 +109,24 @@ def test_a_running_worker_that_is_still_desired_is_left_alone() -> None:
 
 def test_a_changed_spec_stops_the_old_worker_before_the_new_one_starts() -> None:
     old, new = spec(), spec(max_model_len=64)
-    assert isinstance(decide(desired(new), {"w1": tracked(old, WorkerState.READY)}, [unit(old)])[0], rules.Stop)
-    assert decide(desired(new), {"w1": tracked(old, WorkerState.STOPPING)}) == [rules.Track("w1", new)]
+    assert isinstance(decide(desired(new), {"w1": tracked(old, WorkerState.READY)}, [unit(old)])[0], act.Stop)
+    assert decide(desired(new), {"w1": tracked(old, WorkerState.STOPPING)}) == [act.Track("w1", new)]
 
 
 def test_a_changed_spec_frees_a_failed_worker() -> None:
     old, new = spec(), spec(max_model_len=64)
     assert decide(desired(old), {"w1": tracked(old, WorkerState.FAILED)}) == []
-    assert decide(desired(new), {"w1": tracked(old, WorkerState.FAILED)}) == [rules.Track("w1", new)]
+    assert decide(desired(new), {"w1": tracked(old, WorkerState.FAILED)}) == [act.Track("w1", new)]
 
 
 def test_a_dead_worker_is_collected_and_a_vanished_one_counts_as_killed() -> None:
     wanted = spec()
     dead = unit(wanted, running=False)
     assert decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)}, [dead]) == [
-        rules.Collect("w1", None, dead)
+        act.Collect("w1", None, dead)
     ]
     vanished = decide(desired(wanted), {"w1": tracked(wanted, WorkerState.READY)})[0]
-    assert isinstance(vanished, rules.Collect)
+    assert isinstance(vanished, act.Collect)
     assert vanished.failure is not None
     assert vanished.failure.kind is FailureKind.KILLED
 
@@ -121,7 +135,7 @@ def test_a_container_that_was_created_and_never_started_is_replaced_without_coun
     wanted = spec()
     half = unit(wanted, running=False, never_started=True)
     actions = decide(desired(wanted), {"w1": tracked(wanted, WorkerState.BACKOFF)}, [half])
-    assert actions == [rules.Stop("w1", "its start was not finished")]
+    assert actions == [act.Stop("w1", "its start was not finished")]
 
 
 def test_a_worker_that_loads_too_long_is_given_up() -> None:
@@ -129,7 +143,7 @@ def test_a_worker_that_loads_too_long_is_given_up() -> None:
     known = {"w1": tracked(wanted, WorkerState.LOADING)}
     assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 99) == []
     late = decide(desired(wanted), known, [unit(wanted)], now=NOW + 101)[0]
-    assert isinstance(late, rules.Collect)
+    assert isinstance(late, act.Collect)
     assert late.failure is not None
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
 
@@ -137,9 +151,9 @@ def test_a_worker_that_loads_too_long_is_given_up() -> None:
 def test_an_adopted_worker_that_was_started_long_ago_has_a_minute_to_answer() -> None:
     wanted = spec()
     old = msgspec.structs.replace(unit(wanted), created_at=NOW - 5000)
-    known = {"w1": rules.adopted(wanted, None, NOW, running=True)}
+    known = {"w1": life.adopted(wanted, None, NOW, running=True)}
     assert decide(desired(wanted), known, [old], now=NOW + 59) == []
-    assert isinstance(decide(desired(wanted), known, [old], now=NOW + 61)[0], rules.Collect)
+    assert isinstance(decide(desired(wanted), known, [old], now=NOW + 61)[0], act.Collect)
 
 
 def test_nothing_is_decided_for_a_worker_with_an_action_under_way() -> None:
@@ -151,66 +165,66 @@ def test_a_back_off_is_waited_for() -> None:
     wanted = spec()
     known = {"w1": tracked(wanted, WorkerState.BACKOFF, retry_at=NOW + 5)}
     assert decide(desired(wanted), known, now=NOW + 4) == []
-    assert decide(desired(wanted), known, now=NOW + 5) == [rules.Start("w1", wanted)]
+    assert decide(desired(wanted), known, now=NOW + 5) == [act.Start("w1", wanted)]
 
 
 def test_a_start_waits_for_gpu_memory_with_a_reason_and_fails_after_its_deadline() -> None:
     wanted = spec(gpus=("GPU-0",), gpu_memory_mib=800)
     full = (card(used=500, foreign=500),)
-    waits = decide(desired(wanted), {"w1": rules.fresh(wanted, NOW)}, gpus=full)[0]
-    assert isinstance(waits, rules.Wait)
+    waits = decide(desired(wanted), {"w1": life.fresh(wanted, NOW)}, gpus=full)[0]
+    assert isinstance(waits, act.Wait)
     assert "GPU-0 has 500 MiB free, 800 MiB are needed" in waits.reason
-    waiting = {"w1": rules.entered(rules.fresh(wanted, NOW), WorkerState.WAITING, NOW, waits.reason)}
+    waiting = {"w1": life.entered(life.fresh(wanted, NOW), WorkerState.WAITING, NOW, waits.reason)}
     assert decide(desired(wanted), waiting, gpus=full, now=NOW + 59) == []
     given_up = decide(desired(wanted), waiting, gpus=full, now=NOW + 61)[0]
-    assert isinstance(given_up, rules.GiveUp)
+    assert isinstance(given_up, act.GiveUp)
     assert given_up.failure.kind is FailureKind.OUT_OF_MEMORY_AT_LOAD
-    assert decide(desired(wanted), waiting, gpus=(card(),), now=NOW + 59) == [rules.Start("w1", wanted)]
+    assert decide(desired(wanted), waiting, gpus=(card(),), now=NOW + 59) == [act.Start("w1", wanted)]
 
 
 def test_a_worker_that_still_loads_has_its_promise_already() -> None:
     loading = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
     wanted = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
-    known = {"w0": tracked(loading, WorkerState.LOADING), "w1": rules.fresh(wanted, NOW)}
+    known = {"w0": tracked(loading, WorkerState.LOADING), "w1": life.fresh(wanted, NOW)}
     actions = decide(desired(loading, wanted), known, [unit(loading)], gpus=(card(used=10),))
-    assert [type(action) for action in actions] == [rules.Wait]
+    assert [type(action) for action in actions] == [act.Wait]
 
 
 def test_two_starts_of_one_pass_do_not_share_memory() -> None:
     first = spec("w0", gpus=("GPU-0",), gpu_memory_mib=600)
     second = spec("w1", gpus=("GPU-0",), gpu_memory_mib=600)
-    known = {"w0": rules.fresh(first, NOW), "w1": rules.fresh(second, NOW)}
+    known = {"w0": life.fresh(first, NOW), "w1": life.fresh(second, NOW)}
     actions = decide(desired(first, second), known, gpus=(card(),))
-    assert [type(action) for action in actions] == [rules.Start, rules.Wait]
+    assert [type(action) for action in actions] == [act.Start, act.Wait]
 
 
 @pytest.mark.parametrize(("deaths", "base"), [(1, 10), (2, 20), (3, 40), (4, 80), (5, 160), (6, 300), (40, 300)])
 def test_the_back_off_doubles_from_ten_seconds_to_five_minutes_give_or_take_a_tenth(deaths: int, base: float) -> None:
-    delay = rules.backoff_seconds("w1", deaths)
+    delay = life.backoff_seconds("w1", deaths)
     assert base * 0.9 <= delay <= base * 1.1
-    assert delay == rules.backoff_seconds("w1", deaths)
+    assert delay == life.backoff_seconds("w1", deaths)
 
 
 def test_an_engine_that_served_until_it_was_killed_comes_back_at_once_but_only_the_first_time() -> None:
     killed = failure(FailureKind.KILLED)
-    once = rules.died(tracked(spec(), WorkerState.READY), killed, NOW, ready_seconds=5)
+    once = life.died(tracked(spec(), WorkerState.READY), killed, NOW, ready_seconds=5)
     assert (once.state, once.retry_at) == (WorkerState.BACKOFF, NOW)
-    again = rules.died(once, killed, NOW, ready_seconds=5)
+    again = life.died(once, killed, NOW, ready_seconds=5)
     assert again.retry_at is not None
     assert again.retry_at > NOW + 10
-    while_loading = rules.died(tracked(spec(), WorkerState.LOADING), killed, NOW)
+    while_loading = life.died(tracked(spec(), WorkerState.LOADING), killed, NOW)
     assert while_loading.retry_at is not None
     assert while_loading.retry_at > NOW + 5
 
 
 def test_workers_do_not_all_come_back_at_the_same_instant() -> None:
-    assert len({rules.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
+    assert len({life.backoff_seconds(f"w{number}", 1) for number in range(20)}) == 20
 
 
 def test_the_fifth_death_within_half_an_hour_is_the_last() -> None:
     known, now = tracked(spec(), WorkerState.READY), NOW
     for count in range(1, 6):
-        known = rules.died(known, failure(), now)
+        known = life.died(known, failure(), now)
         expected = WorkerState.FAILED if count == 5 else WorkerState.BACKOFF
         assert known.state is expected
         now += 100
@@ -218,22 +232,127 @@ def test_the_fifth_death_within_half_an_hour_is_the_last() -> None:
 
 def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes() -> None:
     known = tracked(spec(), WorkerState.READY, deaths=(NOW - 1801, NOW - 1000, NOW - 900))
-    assert len(rules.died(known, failure(), NOW).deaths) == 3
-    assert len(rules.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
+    assert len(life.died(known, failure(), NOW).deaths) == 3
+    assert len(life.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
 
 
 def test_a_failure_that_would_come_again_is_final_at_once() -> None:
-    assert rules.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
+    assert life.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
         WorkerState.FAILED
     )
 
 
 def test_a_launcher_that_does_not_answer_costs_no_death() -> None:
-    known = rules.postponed(tracked(spec(), WorkerState.CREATING), NOW, "Docker is away")
+    known = life.postponed(tracked(spec(), WorkerState.CREATING), NOW, "Docker is away")
     assert (known.state, known.deaths, known.retry_at) == (WorkerState.BACKOFF, (), NOW + 5)
 
 
 # any world
+
+
+# sleep
+
+
+def on_card(worker: str = "w1") -> WorkerSpec:
+    return spec(worker, gpus=("GPU-0",), gpu_memory_mib=700)
+
+
+def able(of: WorkerSpec, state: WorkerState, **change: object) -> life.Tracked:
+    return tracked(of, state, **{"no_sleep": "", "no_deep_sleep": "", **change})
+
+
+def test_only_a_ready_worker_that_can_is_told_to_sleep_and_at_the_level_that_is_wanted() -> None:
+    wanted = spec()
+    for level in (Residency.ASLEEP_1, Residency.ASLEEP_2):
+        known = {"w1": able(wanted, WorkerState.READY)}
+        assert decide(desired(wanted, w1=level), known, [unit(wanted)]) == [act.Sleep("w1", level)]
+    sleep = desired(wanted, w1=Residency.ASLEEP_1)
+    assert decide(sleep, {"w1": able(wanted, WorkerState.LOADING)}, [unit(wanted)]) == []
+    assert decide(sleep, {"w1": able(wanted, WorkerState.READY, no_sleep=None)}, [unit(wanted)]) == []
+    refused = {"w1": able(wanted, WorkerState.READY, no_sleep="it is too old")}
+    assert decide(sleep, refused, [unit(wanted)]) == [act.Hold("w1", "it can't sleep: it is too old")]
+
+
+def test_one_that_was_busy_is_tried_again_after_a_moment() -> None:
+    wanted = spec()
+    sleep = desired(wanted, w1=Residency.ASLEEP_1)
+    known = {"w1": life.busy(able(wanted, WorkerState.SLEEPING), NOW, "2 requests still run")}
+    assert decide(sleep, known, [unit(wanted)], now=NOW + 4) == []
+    assert decide(sleep, known, [unit(wanted)], now=NOW + 5) == [act.Sleep("w1", Residency.ASLEEP_1)]
+    assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 5) == []
+
+
+def test_a_sleeper_is_left_asleep_wakes_when_it_is_wanted_hot_and_stops_when_it_is_not_wanted() -> None:
+    wanted = spec()
+    known = {"w1": able(wanted, WorkerState.ASLEEP, level=Residency.ASLEEP_1)}
+    assert decide(desired(wanted, w1=Residency.ASLEEP_1), known, [unit(wanted)]) == []
+    assert decide(desired(wanted, w1=Residency.ASLEEP_2), known, [unit(wanted)]) == []
+    assert decide(None, known, [unit(wanted)]) == []
+    assert decide(desired(wanted), known, [unit(wanted)]) == [act.Wake("w1")]
+    assert isinstance(decide(desired(), known, [unit(wanted)])[0], act.Stop)
+
+
+def test_a_sleeper_that_lacks_memory_says_so_and_is_replaced_when_that_does_not_end() -> None:
+    wanted = on_card()
+    known = {"w1": able(wanted, WorkerState.ASLEEP)}
+    full = card(used=900, foreign=800)
+    full = msgspec.structs.replace(full, users=(GpuUse(pid=1, memory_mib=100, worker="w1"),))
+    hold = decide(desired(wanted), known, [unit(wanted)], gpus=(full,))[0]
+    assert isinstance(hold, act.Hold)
+    assert "100 MiB free, 600 MiB are needed" in hold.reason
+    blocked = {"w1": life.held(known["w1"], NOW, hold.reason, blocked=True)}
+    assert decide(desired(wanted), blocked, [unit(wanted)], gpus=(full,), now=NOW + 59) == []
+    assert isinstance(decide(desired(wanted), blocked, [unit(wanted)], gpus=(full,), now=NOW + 61)[0], act.Collect)
+    assert rules.next_deadline(blocked, LIMITS, NOW) == NOW + 60
+
+
+def test_a_sleeper_counts_for_what_it_holds_and_two_never_wake_into_the_same_memory() -> None:
+    sleepers = [on_card(name) for name in ("w1", "w2")]
+    known = {each.id: able(each, WorkerState.ASLEEP) for each in sleepers}
+    users = tuple(GpuUse(pid=number, memory_mib=50, worker=each.id) for number, each in enumerate(sleepers))
+    gpu = msgspec.structs.replace(card(used=100), users=users)
+    units = [unit(each) for each in sleepers]
+    other = spec("w3", gpus=("GPU-0",), gpu_memory_mib=900)
+    asleep = {each.id: Residency.ASLEEP_1 for each in sleepers}
+    assert decide(desired(*sleepers, other, **asleep), {**known, "w3": life.fresh(other, NOW)}, units, gpus=(gpu,)) == [
+        act.Start("w3", other)
+    ]
+    found = decide(desired(*sleepers), known, units, gpus=(gpu,))
+    assert [type(action) for action in found] == [act.Wake, act.Hold]
+
+
+def test_nothing_is_started_in_order_to_sleep() -> None:
+    wanted = spec()
+    sleep = desired(wanted, w1=Residency.ASLEEP_1)
+    (wait,) = decide(sleep, {"w1": life.fresh(wanted, NOW)})
+    assert isinstance(wait, act.Wait)
+    waiting = {"w1": life.entered(life.fresh(wanted, NOW), WorkerState.WAITING, NOW, wait.reason)}
+    assert decide(sleep, waiting, now=NOW + 600) == []
+    assert rules.next_deadline(waiting, LIMITS, NOW + 600) is None
+    assert decide(desired(wanted), waiting, now=NOW + 600) == [act.Start("w1", wanted)]
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [(WorkerState.SLEEPING, FailureKind.SLEEP_FAILED), (WorkerState.WAKING, FailureKind.WAKE_FAILED)],
+)
+def test_a_way_that_nobody_goes_any_more_ends_the_engine_without_a_death(state: WorkerState, kind: FailureKind) -> None:
+    wanted = spec()
+    (collect,) = decide(desired(wanted), {"w1": able(wanted, state)}, [unit(wanted)])
+    assert isinstance(collect, act.Collect)
+    assert collect.failure is not None
+    assert collect.failure.kind is kind
+    anew = life.died(able(wanted, state), collect.failure, NOW)
+    assert (anew.state, anew.deaths, anew.failure) == (WorkerState.WAITING, (), collect.failure)
+
+
+def test_what_is_condemned_is_replaced_with_its_reason() -> None:
+    wanted, why = spec(), failure(FailureKind.HUNG)
+    known = {"w1": life.condemned(tracked(wanted, WorkerState.READY), why)}
+    found = unit(wanted)
+    assert decide(desired(wanted), known, [found]) == [act.Collect("w1", why, found)]
+    assert decide(None, known, [found]) == []
+    assert life.entered(known["w1"], WorkerState.WAITING, NOW).condemned is None
 
 
 specs = st.builds(
@@ -244,6 +363,7 @@ specs = st.builds(
     gpu_memory_mib=st.sampled_from([300, 700]),
 )
 states = st.sampled_from(list(WorkerState))
+WARM = [Residency.HOT, Residency.ASLEEP_1, Residency.ASLEEP_2]
 
 
 def by_id(values: list[WorkerSpec]) -> tuple[WorkerSpec, ...]:
@@ -251,10 +371,18 @@ def by_id(values: list[WorkerSpec]) -> tuple[WorkerSpec, ...]:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]]:
-    wanted = draw(st.none() | st.lists(specs, max_size=3).map(lambda values: desired(*by_id(values))))
+def worlds(draw: st.DrawFn) -> tuple[DesiredSet | None, dict[str, life.Tracked], list[Unit]]:
+    warmth = draw(st.dictionaries(st.sampled_from(ENDPOINTS), st.sampled_from(WARM)))
+    wanted = draw(st.none() | st.lists(specs, max_size=3).map(lambda values: desired(*by_id(values), **warmth)))
     known = {
-        each.id: tracked(each, draw(states), since=NOW - draw(st.sampled_from([0, 50, 500])))
+        each.id: tracked(
+            each,
+            draw(states),
+            since=NOW - draw(st.sampled_from([0, 50, 500])),
+            level=draw(st.sampled_from([Residency.ASLEEP_1, Residency.ASLEEP_2])),
+            no_sleep=draw(st.sampled_from([None, "", "it can't"])),
+            condemned=draw(st.sampled_from([None, None, failure(FailureKind.HUNG)])),
+        )
         for each in by_id(draw(st.lists(specs, max_size=3)))
     }
     found = [unit(each, running=draw(st.booleans())) for each in by_id(draw(st.lists(specs, max_size=3)))]
@@ -263,32 +391,32 @@ def worlds(draw: st.DrawFn) -> tuple[DesiredSet | None, dict[str, rules.Tracked]
 
 @given(worlds())
 def test_one_action_per_worker_and_no_removal_without_a_desired_set(
-    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+    world: tuple[DesiredSet | None, dict[str, life.Tracked], list[Unit]],
 ) -> None:
     wanted, known, found = world
     actions = decide(wanted, known, found, gpus=(card(), card("GPU-1")))
     assert len({action.id for action in actions}) == len(actions)
     if wanted is None:
-        assert {type(action) for action in actions} <= {rules.Adopt, rules.Forget}
+        assert {type(action) for action in actions} <= {act.Adopt, act.Forget}
 
 
 @given(worlds())
 def test_starts_never_promise_more_than_the_card_has(
-    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+    world: tuple[DesiredSet | None, dict[str, life.Tracked], list[Unit]],
 ) -> None:
     wanted, known, found = world
     gpus = (card(), card("GPU-1"))
-    starts = [action.spec for action in decide(wanted, known, found, gpus=gpus) if isinstance(action, rules.Start)]
-    live = rules.live_specs(known, {each.id: each for each in found})
+    starts = [action.spec for action in decide(wanted, known, found, gpus=gpus) if isinstance(action, act.Start)]
+    live = room.live_specs(known, {each.id: each for each in found})
     for gpu in gpus:
         promised = sum(each.gpu_memory_mib or 0 for each in [*live, *starts] if gpu.uuid in each.gpus)
         before = sum(each.gpu_memory_mib or 0 for each in live if gpu.uuid in each.gpus)
-        assert promised == before or promised <= gpu.memory_total_mib + len(starts) * rules.GPU_MARGIN_MIB
+        assert promised == before or promised <= gpu.memory_total_mib + len(starts) * room.GPU_MARGIN_MIB
 
 
 @given(worlds())
 def test_every_world_comes_to_rest_at_the_desired_set(
-    world: tuple[DesiredSet | None, dict[str, rules.Tracked], list[Unit]],
+    world: tuple[DesiredSet | None, dict[str, life.Tracked], list[Unit]],
 ) -> None:
     """Actions are done as the supervisor does them, all successful; a dozen passes must be enough."""
     wanted, known, found = world
@@ -301,33 +429,56 @@ def test_every_world_comes_to_rest_at_the_desired_set(
     if wanted is None:
         return
     hashes = {each.id: spec_hash(each) for each in wanted.workers}
-    assert {id_: spec_hash(each.worker) for id_, each in units.items() if each.worker} == {
-        id_: value for id_, value in hashes.items() if known[id_].state is not WorkerState.FAILED
-    }
+    hot = {id_ for id_ in hashes if wanted.residencies.get(id_, Residency.HOT) is Residency.HOT}
+    given_up = {id_ for id_, each in known.items() if each.state is WorkerState.FAILED}
+    running = {id_: spec_hash(each.worker) for id_, each in units.items() if each.worker}
+    assert running.items() <= hashes.items()
+    assert hot - given_up <= running.keys()
+    for worker in running:
+        state = known[worker].state
+        if worker in hot or known[worker].no_sleep:
+            assert state in (WorkerState.READY, WorkerState.LOADING, WorkerState.ASLEEP)
+            assert worker not in hot or state is not WorkerState.ASLEEP
+        else:
+            assert state in (WorkerState.ASLEEP, WorkerState.LOADING) or known[worker].no_sleep is None
     assert known.keys() == hashes.keys()
 
 
-def carry_out(action: rules.Action, known: dict[str, rules.Tracked], units: dict[str, Unit], now: float) -> None:
+def carry_out(action: act.Action, known: dict[str, life.Tracked], units: dict[str, Unit], now: float) -> None:
     match action:
-        case rules.Adopt(id=worker, spec=of, running=running):
-            known[worker] = rules.adopted(of, known.get(worker), now, running=running)
-        case rules.Track(id=worker, spec=of):
-            known[worker] = rules.fresh(of, now)
-        case rules.Start(id=worker, spec=of):
-            known[worker] = rules.entered(known[worker], WorkerState.READY, now)
+        case act.Adopt(id=worker, spec=of, running=running):
+            known[worker] = life.adopted(of, known.get(worker), now, running=running)
+        case act.Track(id=worker, spec=of):
+            known[worker] = life.fresh(of, now)
+        case act.Start(id=worker, spec=of):
+            known[worker] = life.entered(known[worker], WorkerState.READY, now)
             units[worker] = unit(of)
-        case rules.Wait(id=worker, reason=reason):
-            known[worker] = rules.entered(known[worker], WorkerState.WAITING, now, reason)
-        case rules.GiveUp(id=worker, failure=why):
-            known[worker] = rules.failed(known[worker], why, now)
-        case rules.Collect(id=worker, failure=why):
+        case act.Wait(id=worker, reason=reason):
+            known[worker] = life.entered(known[worker], WorkerState.WAITING, now, reason)
+        case act.GiveUp(id=worker, failure=why):
+            known[worker] = life.failed(known[worker], why, now)
+        case act.Collect(id=worker, failure=why):
             units.pop(worker, None)
-            known[worker] = rules.died(known[worker], why or failure(), now)
-        case rules.Stop(id=worker):
+            known[worker] = life.died(known[worker], why or failure(), now)
+        case act.Stop(id=worker):
             units.pop(worker, None)
             known.pop(worker, None)
-        case rules.Forget(id=worker):
+        case act.Forget(id=worker):
             known.pop(worker, None)
+        case _:
+            carry_out_warmth(action, known, now)
+
+
+def carry_out_warmth(action: act.Action, known: dict[str, life.Tracked], now: float) -> None:
+    match action:
+        case act.Sleep(id=worker, level=level):
+            assert known[worker].state is WorkerState.READY
+            known[worker] = life.asleep(known[worker], level, SleepFacts(), now)
+        case act.Wake(id=worker):
+            assert known[worker].state is WorkerState.ASLEEP
+            known[worker] = life.entered(known[worker], WorkerState.READY, now)
+        case act.Hold(id=worker, reason=reason, blocked=blocked):
+            known[worker] = life.held(known[worker], now, reason, blocked=blocked)
 
 
 def test_one_engine_at_a_time_loads_on_a_card_however_long_that_takes() -> None:
@@ -337,21 +488,21 @@ def test_one_engine_at_a_time_loads_on_a_card_however_long_that_takes() -> None:
     elsewhere = spec("w2", gpus=("GPU-1",), gpu_memory_mib=400)
     cards = (card(), msgspec.structs.replace(card(), uuid="GPU-1"))
     known = {"w0": tracked(loading, WorkerState.LOADING)}
-    known |= {one.id: rules.fresh(one, NOW) for one in (wanted, elsewhere)}
+    known |= {one.id: life.fresh(one, NOW) for one in (wanted, elsewhere)}
     waits, starts = decide(desired(loading, wanted, elsewhere), known, [unit(loading)], gpus=cards)
-    assert isinstance(waits, rules.Wait)
+    assert isinstance(waits, act.Wait)
     assert "w0 loads on the same GPU" in waits.reason
-    assert starts == rules.Start("w2", elsewhere)
+    assert starts == act.Start("w2", elsewhere)
     known = {
         "w0": tracked(loading, WorkerState.LOADING),
-        "w1": rules.entered(known["w1"], WorkerState.WAITING, NOW, waits.reason),
+        "w1": life.entered(known["w1"], WorkerState.WAITING, NOW, waits.reason),
     }
     later = msgspec.structs.replace(unit(loading), created_at=NOW + 90)
     assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == []
-    assert rules.next_deadline({"w1": known["w1"]}, LIMITS) is None
+    assert rules.next_deadline({"w1": known["w1"]}, LIMITS, NOW) is None
     known["w0"] = tracked(loading, WorkerState.READY)
-    assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == [rules.Start("w1", wanted)]
+    assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == [act.Start("w1", wanted)]
     full = (card(used=900, foreign=900),)
     lacking = decide(desired(loading, wanted), known, [later], gpus=full, now=NOW + 99)[0]
-    assert isinstance(lacking, rules.Wait)
-    assert rules.entered(known["w1"], WorkerState.WAITING, NOW + 99, lacking.reason).since == NOW + 99
+    assert isinstance(lacking, act.Wait)
+    assert life.entered(known["w1"], WorkerState.WAITING, NOW + 99, lacking.reason).since == NOW + 99

@@ -10,11 +10,11 @@ from typing import Any
 import httpx
 import msgspec
 
+from worker_manager.engines.questions import NOT_THIS_KIND, ROUTES, question
+
 RUNG_SECONDS = 5.0
 TOKEN_SECONDS = 120.0
 """The first token may compile kernels first."""
-NOT_THIS_KIND = frozenset({400, 404, 405, 501})
-"""How vLLM answers on a route that the model's kind does not serve."""
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,16 +22,38 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
 
     ready: bool
     reason: str
+    asleep: bool = False
+    """It was found asleep, so that nothing was asked of its model: that would kill it."""
+    route: str = ""
+    """Where the last rung was answered; empty if its kind has no route that we know."""
 
 
-async def probe(socket: Path, served_name: str) -> Readiness:
-    """Climb the ladder once. Never raises for what an engine does or does not answer."""
+def open_client(socket: Path, seconds: float) -> httpx.AsyncClient:
+    """A client of the engine behind a socket; each of its requests is bounded by so many seconds."""
     transport = httpx.AsyncHTTPTransport(uds=str(socket))
-    async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=RUNG_SECONDS) as client:
+    return httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=seconds)
+
+
+async def probe(socket: Path, served_name: str, *, may_sleep: bool = False) -> Readiness:
+    """Climb the ladder once. Never raises for what an engine does or does not answer.
+
+    `may_sleep`: it may be found asleep, so that is asked first.
+    """
+    async with open_client(socket, RUNG_SECONDS) as client:
         try:
+            if may_sleep and await is_asleep(client):
+                return Readiness(ready=False, reason="it sleeps", asleep=True)
             return await _climb(client, served_name)
         except (httpx.HTTPError, OSError, ValueError) as error:
             return Readiness(ready=False, reason=f"the engine does not answer yet ({type(error).__name__})")
+
+
+async def is_asleep(client: httpx.AsyncClient) -> bool | None:
+    """Whether the engine sleeps; None where it was not started so that it could. Raises httpx.HTTPError, ValueError."""
+    answer = await client.get("/is_sleeping")
+    if answer.status_code in NOT_THIS_KIND:
+        return None
+    return bool(answer.raise_for_status().json().get("is_sleeping"))
 
 
 async def _climb(client: httpx.AsyncClient, served_name: str) -> Readiness:
@@ -46,16 +68,10 @@ async def _climb(client: httpx.AsyncClient, served_name: str) -> Readiness:
 
 async def _first_token(client: httpx.AsyncClient, served_name: str) -> Readiness:
     """One token, or one embedding, or one class; a model that knows none of these routes is ready as listed."""
-    attempts: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("/v1/completions", {"prompt": "a", "max_tokens": 1, "temperature": 0}),
-        ("/v1/embeddings", {"input": "a"}),
-        ("/pooling", {"input": "a"}),
-        ("/classify", {"input": "a"}),
-    )
-    for route, body in attempts:
-        answer = await client.post(route, json={"model": served_name, **body}, timeout=TOKEN_SECONDS)
+    for route in ROUTES:
+        answer = await client.post(route, json=question(route, served_name, "a"), timeout=TOKEN_SECONDS)
         if answer.status_code == httpx.codes.OK:
-            return Readiness(ready=True, reason="")
+            return Readiness(ready=True, reason="", route=route)
         if answer.status_code not in NOT_THIS_KIND:
             return Readiness(ready=False, reason=f"{route} answers {answer.status_code}")
     return Readiness(ready=True, reason="")

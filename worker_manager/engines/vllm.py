@@ -28,8 +28,9 @@ def serve_arguments(
     socket: str,
     stop_seconds: float,
     gpu_totals_mib: Mapping[str, int],
+    sleep: bool = False,
 ) -> tuple[str, ...]:
-    """The words after `vllm serve`.
+    """The words after `vllm serve`; `sleep`: it shall be able to (see `sleep_rules.may_start`).
 
     `model_folder` and `socket` are paths as the engine sees them; `gpu_totals_mib` holds each GPU's memory by UUID.
     Values are joined to their flag by `=`, so that no value can pass for a flag.
@@ -37,6 +38,8 @@ def serve_arguments(
     words = [model_folder, f"--uds={socket}", "--served-model-name", *spec.served_names]
     words.append(f"--shutdown-timeout={max(0, floor(stop_seconds - STOP_MARGIN_SECONDS))}")
     words.extend(QUIET_FLAGS)
+    if sleep:
+        words.append("--enable-sleep-mode")
     if spec.max_model_len is not None:
         words.append(f"--max-model-len={spec.max_model_len}")
     utilization = memory_utilization(spec, gpu_totals_mib)
@@ -69,7 +72,13 @@ def flag_words(name: str, value: FlagValue) -> str:
 
 
 def environment(
-    spec: WorkerSpec, *, home: str, cpu_kv_cache_gib: float, device: str, extra: Mapping[str, str]
+    spec: WorkerSpec,
+    *,
+    home: str,
+    cpu_kv_cache_gib: float,
+    device: str,
+    extra: Mapping[str, str],
+    sleep: bool = False,
 ) -> dict[str, str]:
     """The engine's environment: caches below `home`, no hub, no telemetry; `extra` comes last and wins."""
     values = {
@@ -93,6 +102,10 @@ def environment(
     }
     if device == "cpu":
         values["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(cpu_kv_cache_gib)))
+    if sleep:
+        # opens vLLM's development routes: on a socket that only gateway and manager reach, and the gateway forwards
+        # none of them
+        values["VLLM_SERVER_DEV_MODE"] = "1"
     if len(spec.gpus) > 1:
         values["NCCL_SOCKET_IFNAME"] = "lo"  # there is no other interface, and NCCL leaves out loopback by itself
         values["GLOO_SOCKET_IFNAME"] = "lo"

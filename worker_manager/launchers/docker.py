@@ -257,6 +257,7 @@ class DockerLauncher:
             stop_seconds=settings.stop_seconds,
             engine_env=settings.engine_env,
             gpu_totals_mib=dict(self._gpu_totals()),
+            sleep=settings.sleep,
         )
 
     def _make_folders(self, worker: str, image: str, place: Place) -> None:

@@ -21,7 +21,7 @@ import msgspec
 
 from worker_manager import policy
 from worker_manager.contract import ENGINE_SOCKET, DownloadSpec, WorkerSpec
-from worker_manager.engines import vllm
+from worker_manager.engines import sleep_rules, vllm
 from worker_manager.launchers import model_folder, processes
 from worker_manager.launchers.base import ImageMissingError, LauncherError, Unit, UnitEvent, UnitKind
 from worker_manager.launchers.log_file import tail, trim
@@ -101,6 +101,7 @@ class ProcessLauncher:
             socket=str(folder / ENGINE_SOCKET),
             stop_seconds=self._settings.stop_seconds,
             gpu_totals_mib=totals,
+            sleep=self._may_sleep(spec),
         )
         command = (*self._settings.vllm_command, "serve", *arguments)
         unit = UnitFile(
@@ -227,10 +228,14 @@ class ProcessLauncher:
             cpu_kv_cache_gib=self._settings.cpu_kv_cache_gib,
             device=self._device(),
             extra=self._settings.engine_env,
+            sleep=self._may_sleep(spec),
         )
         if self._device() == "cuda":
             values["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
         return self._inherited() | values
+
+    def _may_sleep(self, spec: WorkerSpec) -> bool:
+        return sleep_rules.may_start(spec, self._settings.engine_env, enabled=self._settings.sleep)
 
     def _inherited(self) -> dict[str, str]:
         return {name: self._environ[name] for name in KEPT_ENVIRONMENT if name in self._environ}

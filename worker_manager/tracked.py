@@ -1,0 +1,189 @@
+"""What the supervisor knows of a worker, and what becomes of it. Pure: every change gives a new `Tracked`."""
+
+import hashlib
+
+import msgspec
+
+from worker_manager.contract import (
+    ENGINE_SOCKET,
+    Failure,
+    FailureKind,
+    MeasuredMemory,
+    ObservedWorker,
+    Residency,
+    SleepFacts,
+    WorkerSpec,
+    WorkerState,
+    spec_hash,
+)
+from worker_manager.engines.diagnosis import PERMANENT_KINDS
+
+BACKOFF_SECONDS = 10.0
+BACKOFF_MAX_SECONDS = 300.0
+BACKOFF_JITTER = 0.1
+HEALTHY_SECONDS = 600.0
+DEATHS_LIMIT = 5
+DEATHS_WINDOW_SECONDS = 1800.0
+UNAVAILABLE_RETRY_SECONDS = 5.0
+BUSY_RETRY_SECONDS = 5.0
+"""Between two tries to let a worker sleep that still had requests."""
+FOUND_RUNNING = "found running"
+"""The reason of an adopted worker until its first probe has answered."""
+TURN = "waits for its turn"
+"""How the reason begins of a worker that waits for another's load; that load has a deadline, the wait has none."""
+ALIVE = frozenset(
+    {WorkerState.LOADING, WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP, WorkerState.WAKING}
+)
+"""States in which a unit runs."""
+SERVED = ALIVE - {WorkerState.LOADING}
+"""States that a worker reaches only after it was found to generate."""
+RECYCLED_KINDS = frozenset({FailureKind.SLEEP_FAILED, FailureKind.WAKE_FAILED})
+"""Failures of sleep, not of the model: it starts anew at once and does not sleep again."""
+
+
+class Tracked(msgspec.Struct, frozen=True, kw_only=True):
+    """What the supervisor knows of one worker. `since` and `deaths` are Unix times, seconds."""
+
+    spec: WorkerSpec
+    spec_hash: str
+    state: WorkerState
+    since: float
+    reason: str = ""
+    restarts: int = 0
+    deaths: tuple[float, ...] = ()
+    """Within the last half hour."""
+    retry_at: float | None = None
+    """In BACKOFF the time of the next start; in READY the time of the next try to sleep."""
+    failure: Failure | None = None
+    level: Residency = Residency.HOT
+    """In SLEEPING where it goes, in ASLEEP and WAKING where it is or was."""
+    no_sleep: str | None = None
+    """Why it can't sleep at level 1; empty where it can, None where that is not known yet."""
+    no_deep_sleep: str | None = None
+    """The same of level 2."""
+    sleep: SleepFacts | None = None
+    blocked_at: float | None = None
+    """Since when it should wake and lacks the memory."""
+    condemned: Failure | None = None
+    """It runs and is to be replaced, for this reason."""
+
+
+def fresh(spec: WorkerSpec, now: float) -> Tracked:
+    """A worker without a past."""
+    return Tracked(spec=spec, spec_hash=spec_hash(spec), state=WorkerState.WAITING, since=now)
+
+
+def adopted(spec: WorkerSpec, before: Tracked | None, now: float, *, running: bool) -> Tracked:
+    """A worker whose unit was found; its past is kept where there is one."""
+    state = WorkerState.LOADING if running else WorkerState.BACKOFF
+    reason = FOUND_RUNNING if running else "found dead"
+    found = entered(before or fresh(spec, now), state, now, reason)
+    return msgspec.structs.replace(found, spec=spec, spec_hash=spec_hash(spec), since=now)
+
+
+def entered(known: Tracked, state: WorkerState, now: float, reason: str = "") -> Tracked:
+    """The same worker in another state; `since` moves only if the state is another."""
+    # a wait for a turn has no deadline of its own, so what is waited for after it starts afresh
+    is_turn = known.reason.startswith(TURN) and not reason.startswith(TURN)
+    since = known.since if known.state is state and not (is_turn and state is WorkerState.WAITING) else now
+    return msgspec.structs.replace(
+        known, state=state, since=since, reason=reason, retry_at=None, blocked_at=None, condemned=None
+    )
+
+
+def asleep(known: Tracked, level: Residency, facts: SleepFacts, now: float) -> Tracked:
+    """It sleeps, and that is proven."""
+    return msgspec.structs.replace(entered(known, WorkerState.ASLEEP, now), level=level, sleep=facts)
+
+
+def busy(known: Tracked, now: float, reason: str) -> Tracked:
+    """It could not sleep for its requests: READY as before, another try in a moment."""
+    ready = entered(known, WorkerState.READY, now, reason)
+    return msgspec.structs.replace(ready, retry_at=now + BUSY_RETRY_SECONDS)
+
+
+def held(known: Tracked, now: float, reason: str, *, blocked: bool) -> Tracked:
+    """It stays as it is and says why."""
+    since = (known.blocked_at or now) if blocked else None
+    return msgspec.structs.replace(known, reason=reason, blocked_at=since)
+
+
+def judged(known: Tracked, why_not: tuple[str, str]) -> Tracked:
+    """Why it can't sleep at level 1 and at level 2; empty where it can."""
+    return msgspec.structs.replace(known, no_sleep=why_not[0], no_deep_sleep=why_not[1])
+
+
+def condemned(known: Tracked, failure: Failure) -> Tracked:
+    """It runs and is no good: the next pass replaces it."""
+    return msgspec.structs.replace(known, condemned=failure)
+
+
+def postponed(known: Tracked, now: float, reason: str) -> Tracked:
+    """Not the worker's fault: another try soon, no death counted."""
+    waiting = entered(known, WorkerState.BACKOFF, now, reason)
+    return msgspec.structs.replace(waiting, retry_at=now + UNAVAILABLE_RETRY_SECONDS)
+
+
+def failed(known: Tracked, failure: Failure, now: float) -> Tracked:
+    """Given up until its spec changes or the gateway drops it."""
+    given_up = entered(known, WorkerState.FAILED, now, failure.message)
+    return msgspec.structs.replace(given_up, failure=failure)
+
+
+def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.0) -> Tracked:
+    """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served.
+
+    The first death of a worker that had served is not held against it: it starts again at once.
+    """
+    if failure.kind in RECYCLED_KINDS:
+        anew = entered(known, WorkerState.WAITING, now)
+        return msgspec.structs.replace(anew, failure=failure, level=Residency.HOT)
+    recent = () if ready_seconds >= HEALTHY_SECONDS else known.deaths
+    deaths = (*(at for at in recent if now - at < DEATHS_WINDOW_SECONDS), now)
+    counted = msgspec.structs.replace(known, deaths=deaths)
+    if failure.kind in PERMANENT_KINDS and ready_seconds == 0:
+        return failed(counted, failure, now)
+    if len(deaths) >= DEATHS_LIMIT:
+        return failed(counted, failure, now)
+    # most first deaths of an engine that has served are not the beginning of a loop: back at once
+    first = ready_seconds > 0 and len(deaths) == 1
+    delay = 0.0 if first else backoff_seconds(known.spec.id, len(deaths))
+    waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
+    return msgspec.structs.replace(waiting, since=now, retry_at=now + delay, failure=failure, restarts=len(deaths))
+
+
+def backoff_seconds(worker: str, deaths: int) -> float:
+    """10 s doubling to 300 s, give or take a tenth; the same for the same worker and count."""
+    base = min(BACKOFF_SECONDS * 2.0 ** (deaths - 1), BACKOFF_MAX_SECONDS)
+    digest = hashlib.sha256(f"{worker}:{deaths}".encode()).digest()
+    jitter = int.from_bytes(digest[:4]) / 2**32 * 2 - 1
+    return base * (1 + BACKOFF_JITTER * jitter)
+
+
+def observed(known: Tracked, memory_mib: int | None, measured: MeasuredMemory | None) -> ObservedWorker:
+    """The worker as the gateway sees it.
+
+    `memory_mib`: what it holds on the card where it holds most; `measured`: what its start has shown.
+    """
+    if known.state in (WorkerState.ASLEEP, WorkerState.WAKING):
+        warmth = known.level
+    else:
+        warmth = Residency.HOT if known.state in (WorkerState.READY, WorkerState.SLEEPING) else Residency.GONE
+    return ObservedWorker(
+        spec=known.spec,
+        spec_hash=known.spec_hash,
+        state=known.state,
+        residency=warmth,
+        since=known.since,
+        socket=f"{known.spec.id}/{ENGINE_SOCKET}",
+        reason=known.reason,
+        restarts=known.restarts,
+        retry_at=known.retry_at if known.state is WorkerState.BACKOFF else None,
+        failure=known.failure,
+        can_sleep=known.no_sleep == "",
+        can_sleep_deep=known.no_deep_sleep == "",
+        no_sleep_reason=known.no_sleep or "",
+        memory_mib=memory_mib,
+        measured=measured,
+        sleep=known.sleep,
+    )

@@ -138,6 +138,7 @@ class Keeper:
         try:
             if answer.asleep:
                 level, facts = await self._sleeper.found_asleep(known.spec, created_at)
+                self._routes[worker] = await self._sleeper.route(worker, created_at)
                 state = life.asleep(self._workers[worker], level, facts, time.time())
                 self._board.set(worker, life.judged(state, self._sleeper.judge(known.spec)))
                 return

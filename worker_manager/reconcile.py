@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import msgspec
 
 from worker_manager import residency, room
-from worker_manager.actions import Action, Adopt, Collect, Forget, GiveUp, Start, Stop, Track, Wait, Wake
+from worker_manager.actions import Action, Adopt, Collect, Forget, GiveUp, Sleep, Start, Stop, Track, Wait, Wake
 from worker_manager.contract import (
     DesiredSet,
     Failure,
@@ -49,8 +49,10 @@ class Scene(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     now: float
     loading: dict[str, str] = {}
-    """Which worker loads on each card, falls asleep or wakes: vLLM takes what others take or give meanwhile for its
-    own, so that one at a time loads, and nobody sleeps or wakes beside it."""
+    """Which worker loads on each card: one at a time, and nobody falls asleep or wakes beside it, since vLLM takes what
+    others take or give meanwhile for its own."""
+    moving: dict[str, str] = {}
+    """Which worker falls asleep or wakes on each card."""
     gpus: tuple[Gpu, ...] = ()
     wanted: Residency = Residency.HOT
 
@@ -73,7 +75,7 @@ def reconcile(
     wanted = {spec.id: spec for spec in desired.workers} if desired is not None else {}
     residencies = desired.residencies if desired is not None else {}
     free = room.free_memory(gpus, room.live_specs(tracked, units), room.sleepers(tracked))
-    loading = room.moving(tracked)
+    loading, moving = room.loading(tracked), room.moving(tracked)
     actions: list[Action] = []
     for worker in sorted((wanted.keys() | tracked.keys() | units.keys()) - busy):
         unit, known = units.get(worker), tracked.get(worker)
@@ -85,14 +87,15 @@ def reconcile(
             action = _unwanted(worker, unit)
         else:
             warmth = residencies.get(worker, Residency.HOT)
-            scene = Scene(free=free, loading=loading, limits=limits, now=now, gpus=gpus, wanted=warmth)
+            scene = Scene(free=free, loading=loading, moving=moving, limits=limits, now=now, gpus=gpus, wanted=warmth)
             action = _desired(wanted[worker], known, unit, scene)
         if isinstance(action, Start):
             room.reserve(free, action.spec)
             loading |= dict.fromkeys(action.spec.gpus, worker)
-        elif isinstance(action, Wake):
-            room.reserve(free, wanted[worker], room.held(gpus, worker))
-            loading |= dict.fromkeys(wanted[worker].gpus, worker)
+        if isinstance(action, Wake):
+            room.reserve(free, wanted[worker], room.still_held(gpus, worker))
+        if isinstance(action, Wake | Sleep):
+            moving |= dict.fromkeys(wanted[worker].gpus, worker)
         if action is not None:
             actions.append(action)
     return actions
@@ -135,7 +138,9 @@ def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, scene: Scen
     if known.condemned is not None:
         return Collect(spec.id, known.condemned, unit)
     if known.state in residency.STATES:
-        return residency.decide(known, unit, scene.wanted, room.lacking(spec, scene.free, scene.gpus), scene.now)
+        turn = room.turn(spec, scene.loading, "loads")
+        lacking = room.lacking(spec, scene.free, scene.gpus)
+        return residency.decide(known, unit, scene.wanted, lacking=lacking, turn=turn, now=scene.now)
     if known.state is WorkerState.STOPPING:
         return Stop(spec.id, "a stop before did not succeed")
     if known.state is WorkerState.FAILED:
@@ -183,9 +188,8 @@ def _without_unit(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | No
 
 def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | None:
     lacking = room.lacking(spec, scene.free)
-    ahead = next((scene.loading[card] for card in spec.gpus if card in scene.loading), None)
-    if not lacking and ahead is not None:
-        turn = f"{TURN}: {ahead} loads on the same GPU"
+    turn = room.turn(spec, scene.loading, "loads") or room.turn(spec, scene.moving, "sleeps or wakes")
+    if not lacking and turn:
         return Wait(spec.id, turn) if known.reason != turn or known.state is not WorkerState.WAITING else None
     if not lacking:
         return Start(spec.id, spec)

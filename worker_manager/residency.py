@@ -10,16 +10,17 @@ BLOCKED_SECONDS = 60.0
 """How long a worker that should wake may lack the memory; then it is ended and started like any other."""
 
 
-def decide(known: Tracked, unit: Unit, wanted: Residency, lacking: str, now: float) -> Action | None:
+def decide(known: Tracked, unit: Unit, wanted: Residency, *, lacking: str, turn: str, now: float) -> Action | None:
     """What follows for a worker in one of `STATES` that has no action under way.
 
-    `wanted`: how warm it should be; `lacking`: which memory is missing to wake it, empty if none is.
+    `wanted`: how warm it should be; `lacking`: which memory is missing to wake it; `turn`: who loads on its cards, and
+    must not see their memory change. Both empty where nothing is in the way.
     """
     match known.state:
         case WorkerState.READY:
-            return _ready(known, wanted, now)
+            return _ready(known, wanted, turn, now)
         case WorkerState.ASLEEP:
-            return _asleep(known, unit, lacking, now) if wanted is Residency.HOT else _unblocked(known)
+            return _asleep(known, unit, lacking, turn, now) if wanted is Residency.HOT else _unblocked(known)
         case WorkerState.SLEEPING:
             return Collect(unit.id, _broken_off(FailureKind.SLEEP_FAILED, "to sleep", now), unit)
         case _:
@@ -31,9 +32,9 @@ def refusal(known: Tracked, level: Residency) -> str | None:
     return known.no_sleep if level is Residency.ASLEEP_1 else known.no_deep_sleep
 
 
-def _ready(known: Tracked, wanted: Residency, now: float) -> Action | None:
+def _ready(known: Tracked, wanted: Residency, turn: str, now: float) -> Action | None:
     if wanted is Residency.HOT:
-        return None
+        return Hold(known.spec.id, "") if known.reason else None
     why_not = refusal(known, wanted)
     if why_not is None:
         return None
@@ -42,12 +43,12 @@ def _ready(known: Tracked, wanted: Residency, now: float) -> Action | None:
         return Hold(known.spec.id, reason) if reason != known.reason else None
     if known.retry_at is not None and now < known.retry_at:
         return None
-    return Sleep(known.spec.id, wanted)
+    return _in_turn(known, turn, Sleep(known.spec.id, wanted))
 
 
-def _asleep(known: Tracked, unit: Unit, lacking: str, now: float) -> Action | None:
+def _asleep(known: Tracked, unit: Unit, lacking: str, turn: str, now: float) -> Action | None:
     if not lacking:
-        return Wake(known.spec.id)
+        return _in_turn(known, turn, Wake(known.spec.id))
     if known.blocked_at is not None and now - known.blocked_at > BLOCKED_SECONDS:
         failure = Failure(
             kind=FailureKind.OUT_OF_MEMORY_AT_LOAD,
@@ -58,6 +59,13 @@ def _asleep(known: Tracked, unit: Unit, lacking: str, now: float) -> Action | No
         return Collect(unit.id, failure, unit)
     reason = f"can't wake yet: {lacking}"
     return Hold(known.spec.id, reason, blocked=True) if reason != known.reason or known.blocked_at is None else None
+
+
+def _in_turn(known: Tracked, turn: str, action: Action) -> Action | None:
+    """The action, once nobody is in the way."""
+    if not turn:
+        return action
+    return Hold(known.spec.id, turn) if known.reason != turn or known.blocked_at is not None else None
 
 
 def _unblocked(known: Tracked) -> Action | None:

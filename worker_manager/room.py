@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping
 
 from worker_manager.contract import Gpu, WorkerSpec, WorkerState
 from worker_manager.launchers.base import Unit
-from worker_manager.tracked import Tracked
+from worker_manager.tracked import TURN, Tracked
 
+RESIDUAL_MIB = 1536
+"""What an engine that sleeps keeps of a card: its context and CUDA graphs, 1.1 to 1.4 GiB as others measured."""
 GPU_MARGIN_MIB = 64
 """What a card may lack of the promise: NVML and the planner round differently."""
 
@@ -32,6 +34,11 @@ def held(gpus: tuple[Gpu, ...], worker: str) -> dict[str, int]:
     return found
 
 
+def still_held(gpus: tuple[Gpu, ...], worker: str) -> dict[str, int]:
+    """What a sleeper holds on each card; where NVML does not tell whose memory it is, what sleepers hold as a rule."""
+    return held(gpus, worker) or {gpu.uuid: min(RESIDUAL_MIB, gpu.memory_used_mib) for gpu in gpus}
+
+
 def free_memory(
     gpus: tuple[Gpu, ...], live: Iterable[WorkerSpec], asleep: frozenset[str] = frozenset()
 ) -> dict[str, int]:
@@ -52,8 +59,8 @@ def free_memory(
 
 
 def lacking(spec: WorkerSpec, free: Mapping[str, int], gpus: tuple[Gpu, ...] = ()) -> str:
-    """Which card lacks how much; empty if none does. With `gpus` it counts what the worker holds already."""
-    kept = held(gpus, spec.id)
+    """Which card lacks how much; empty if none does. With `gpus` it counts what the worker, asleep, holds already."""
+    kept = still_held(gpus, spec.id)
     for uuid in spec.gpus:
         need = (spec.gpu_memory_mib or 0) - kept.get(uuid, 0)
         if uuid in free and need > free[uuid] + GPU_MARGIN_MIB:
@@ -68,14 +75,21 @@ def reserve(free: dict[str, int], spec: WorkerSpec, kept: Mapping[str, int] | No
             free[uuid] -= max(0, (spec.gpu_memory_mib or 0) - (kept or {}).get(uuid, 0))
 
 
+def loading(tracked: Mapping[str, Tracked]) -> dict[str, str]:
+    """The worker that is being started on each card."""
+    return _by_card(tracked, (WorkerState.CREATING, WorkerState.LOADING))
+
+
 def moving(tracked: Mapping[str, Tracked]) -> dict[str, str]:
-    """The worker that is being started on each card, or falls asleep or wakes there, by UUID; a load comes first."""
-    changing = (WorkerState.SLEEPING, WorkerState.WAKING)
-    starting = (WorkerState.CREATING, WorkerState.LOADING)
-    return {
-        card: id_
-        for states in (changing, starting)
-        for id_, known in tracked.items()
-        if known.state in states
-        for card in known.spec.gpus
-    }
+    """A worker that falls asleep or wakes on each card."""
+    return _by_card(tracked, (WorkerState.SLEEPING, WorkerState.WAKING))
+
+
+def turn(spec: WorkerSpec, others: Mapping[str, str], what: str) -> str:
+    """The reason to wait for one of the others on this worker's cards; empty if there is none."""
+    ahead = next((others[card] for card in spec.gpus if others.get(card, spec.id) != spec.id), None)
+    return f"{TURN}: {ahead} {what} on the same GPU" if ahead is not None else ""
+
+
+def _by_card(tracked: Mapping[str, Tracked], states: tuple[WorkerState, ...]) -> dict[str, str]:
+    return {card: id_ for id_, known in tracked.items() if known.state in states for card in known.spec.gpus}

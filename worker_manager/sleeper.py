@@ -18,6 +18,7 @@ from worker_manager.contract import ENGINE_SOCKET, Residency, SleepFacts, Worker
 from worker_manager.engines import sleep_rules, sleeping
 from worker_manager.engines.readiness import RUNG_SECONDS, is_asleep, open_client
 from worker_manager.proofs import Proof, Proofs
+from worker_manager.room import RESIDUAL_MIB
 
 BUSY_SECONDS = 10.0
 """How long requests that still run in a drained engine may take to end."""
@@ -26,10 +27,8 @@ ANSWER_SECONDS = 60.0
 PROOF_SECONDS = 5.0
 """How long NVML may take to show what an engine gave back."""
 POLL_SECONDS = 0.2
-RESIDUAL_MIB = 1536
-"""What an engine that sleeps keeps of a card: its context and CUDA graphs, 1.1 to 1.4 GiB as others measured."""
 SHARE = 0.7
-"""Least part of the rest that must come back."""
+"""Least part that must come back of what an engine holds beyond what every sleeper keeps."""
 
 logger = structlog.get_logger()
 
@@ -134,6 +133,11 @@ class Sleeper:
         except (httpx.HTTPError, OSError, ValueError, KeyError, sleeping.SleepError) as error:
             return f"its engine could not be asked what it needs to sleep ({error!r})"
         return ""
+
+    async def route(self, worker: str, created_at: float) -> str:
+        """Where this engine was found to answer; empty where that is not known."""
+        proof = await self._proofs.read(worker, created_at)
+        return proof.fingerprint.route if proof is not None else ""
 
     async def found_asleep(self, spec: WorkerSpec, created_at: float) -> tuple[Residency, SleepFacts]:
         """The level of an engine that was found asleep. Raises SleepFailedError if its memory did not come back."""

@@ -1,6 +1,5 @@
 """A real manager lets simulated engines on simulated GPUs sleep and wakes them: the proofs, and what follows if not."""
 
-import json
 import shutil
 import signal
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ TOTAL = 10_000
 CARDS = cards(1, TOTAL)
 GPU = CARDS[0].uuid
 PROMISE, RESIDUAL = 6000, 1000
-BOTH_LEVELS = (Residency.ASLEEP_1, Residency.ASLEEP_2)
+SMALL, SMALL_RESIDUAL = 2400, 200
+"""For workers that share the card."""
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stub NVML is compiled with gcc")
 
@@ -40,16 +40,28 @@ def machine(host: SimulatedHost) -> Iterator[Machine]:
         made.clean_up()
 
 
-def on_card(worker: str = "w1", **change: Any) -> WorkerSpec:
-    return spec(worker, gpus=(GPU,), gpu_memory_mib=PROMISE, **change)
+def on_card(worker: str = "w1", promise: int = PROMISE, **change: Any) -> WorkerSpec:
+    return spec(worker, gpus=(GPU,), gpu_memory_mib=promise, **change)
 
 
-def started(machine: Machine, *, settings: dict[str, str] | None = None, **orders: Any) -> ObservedWorker:
+def started(machine: Machine, **orders: Any) -> ObservedWorker:
     """One worker, ready; `orders` are for its engine."""
-    machine.add_model(residual_mib=RESIDUAL, **orders)
-    machine.start(**(settings or {}))
+    machine.add_model(residual_mib=RESIDUAL, claim_mib=PROMISE, **orders)
+    machine.start()
     machine.send(on_card())
     return machine.wait_for(WorkerState.READY)
+
+
+def side_by_side(machine: Machine, orders: dict[str, dict[str, Any]]) -> list[WorkerSpec]:
+    """Workers that share the card, each with a model and orders of its own, by id; all of them ready."""
+    specs = []
+    for worker, order in orders.items():
+        machine.add_model(worker, residual_mib=SMALL_RESIDUAL, claim_mib=SMALL, **order)
+        specs.append(on_card(worker, SMALL, model=f"local/{worker}"))
+    machine.send(*specs)
+    for worker in orders:
+        assert machine.wait_for(WorkerState.READY, worker).no_sleep_reason == ""
+    return specs
 
 
 def put_to_sleep(machine: Machine, level: Residency = Residency.ASLEEP_1) -> ObservedWorker:
@@ -57,104 +69,115 @@ def put_to_sleep(machine: Machine, level: Residency = Residency.ASLEEP_1) -> Obs
     return machine.wait_for(WorkerState.ASLEEP)
 
 
-def awake_again(machine: Machine) -> ObservedWorker:
-    machine.send(on_card())
-    return machine.wait_for(WorkerState.READY)
-
-
-def stats(machine: Machine) -> dict[str, Any]:
-    socket = machine.folder / "run" / "engines" / "w1" / "engine.sock"
+def stats(machine: Machine, worker: str = "w1") -> dict[str, Any]:
+    socket = machine.folder / "run" / "engines" / worker / "engine.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://engine") as client:
         found: dict[str, Any] = client.get("/simulator/stats", timeout=20).json()
         return found
 
 
-def wait_until_recycled(machine: Machine, first: int, kind: FailureKind) -> ObservedWorker:
-    """The worker, ready with another process, and with the failure that ended the first."""
-    wait_until(lambda: not is_running(first), "the engine was ended", seconds=30, interval=0.05)
-    machine.send(on_card())
-    ready = machine.wait_for(WorkerState.READY)
-    assert machine.pid() != first
+def order(machine: Machine, worker: str, **orders: Any) -> None:
+    """Give a running engine its orders anew, and wait until it has read them."""
+    model = machine.worker(worker)
+    assert model is not None
+    machine.add_model(model.spec.model.rpartition("/")[2], claim_mib=model.spec.gpu_memory_mib, **orders)
+    faults = orders.get("faults", {})
+    wait_until(lambda: faults.items() <= stats(machine, worker)["simulation"]["faults"].items(), "the order is read")
+
+
+def wait_until_it_says(machine: Machine, worker: str, words: str) -> None:
+    wait_until(lambda: words in getattr(machine.worker(worker), "reason", ""), f"{worker} says: {words}", seconds=30)
+
+
+def wait_until_told(machine: Machine, worker: str, kind: FailureKind) -> None:
+    def told() -> bool:
+        seen = machine.worker(worker)
+        return seen is not None and seen.failure is not None and seen.failure.kind is kind
+
+    wait_until(told, f"the failure of {worker} is told", seconds=30, interval=0.05)
+
+
+def wait_until_ended(engine: int) -> None:
+    wait_until(lambda: not is_running(engine), "the engine was ended", seconds=40, interval=0.05)
+
+
+def assert_recycled(machine: Machine, worker: str, first: int, kind: FailureKind) -> None:
+    """It is ready with another process, tells the failure that ended the first, and does not sleep again."""
+    ready = machine.wait_for(WorkerState.READY, worker)
+    assert machine.pid(worker) != first
     assert ready.failure is not None
     assert ready.failure.kind is kind
     assert not ready.can_sleep
     assert "it failed before" in ready.no_sleep_reason
     assert ready.restarts == 0
-    return ready
 
 
-@pytest.mark.parametrize("level", BOTH_LEVELS)
 def test_sleep_gives_the_memory_back_and_the_same_engine_wakes_with_the_same_answers(
-    machine: Machine, host: SimulatedHost, level: Residency
+    machine: Machine, host: SimulatedHost
 ) -> None:
-    ready = started(machine, sleep_seconds=0.1, wake_seconds=0.1)
-    assert (ready.can_sleep, ready.can_sleep_deep, ready.no_sleep_reason) == (True, True, "")
-    wait_until(lambda: getattr(machine.worker(), "memory_mib", None) == PROMISE, "what it holds is shown")
-    engine, seed = machine.pid(), stats(machine)["seed"]
+    machine.start()
+    levels = {"w1": Residency.ASLEEP_1, "w2": Residency.ASLEEP_2}
+    specs = side_by_side(machine, {worker: {"sleep_seconds": 0.1, "wake_seconds": 0.1} for worker in levels})
+    engines = {worker: (machine.pid(worker), stats(machine, worker)["seed"]) for worker in levels}
+    wait_until(lambda: getattr(machine.worker(), "memory_mib", None) == SMALL, "what it holds is shown")
 
-    asleep = put_to_sleep(machine, level)
-    assert asleep.residency is level
-    assert host.used_mib(GPU) == RESIDUAL
-    assert asleep.sleep is not None
-    assert asleep.sleep.freed_mib == PROMISE - RESIDUAL
-    assert asleep.sleep.sleep_seconds is not None
-    assert asleep.sleep.sleep_seconds >= 0.1
-    wait_until(lambda: getattr(machine.worker(), "memory_mib", None) == RESIDUAL, "what it still holds is shown")
+    machine.send(*specs, **levels)
+    for worker, level in levels.items():
+        asleep = machine.wait_for(WorkerState.ASLEEP, worker)
+        assert asleep.residency is level
+        assert asleep.sleep is not None
+        assert asleep.sleep.freed_mib == SMALL - SMALL_RESIDUAL
+        assert asleep.sleep.sleep_seconds is not None
+        assert asleep.sleep.sleep_seconds >= 0.1
+    assert host.used_mib(GPU) == 2 * SMALL_RESIDUAL
+    wait_until(lambda: getattr(machine.worker(), "memory_mib", None) == SMALL_RESIDUAL, "what it still holds is shown")
 
-    awake = awake_again(machine)
-    assert awake.residency is Residency.HOT
-    assert awake.sleep is not None
-    assert awake.sleep.wake_seconds is not None
-    assert host.used_mib(GPU) == PROMISE
-    assert (machine.pid(), stats(machine)["seed"]) == (engine, seed)
-    assert machine.ask_engine() == 200
-
-
-def test_a_pooling_model_proves_itself_by_an_embedding(machine: Machine) -> None:
-    assert started(machine, kind="embed").can_sleep
-    engine = machine.pid()
-    put_to_sleep(machine)
-    machine.add_model(kind="embed", residual_mib=RESIDUAL, faults={"bad_wake": True})
-    wait_until(lambda: stats(machine)["simulation"]["faults"]["bad_wake"], "the order is read")
-    machine.send(on_card())
-    wait_until_recycled(machine, engine, FailureKind.WAKE_FAILED)
+    machine.send(*specs)
+    for worker in levels:
+        awake = machine.wait_for(WorkerState.READY, worker)
+        assert awake.residency is Residency.HOT
+        assert awake.sleep is not None
+        assert awake.sleep.wake_seconds is not None
+        assert (machine.pid(worker), stats(machine, worker)["seed"]) == engines[worker]
+    assert host.used_mib(GPU) == 2 * SMALL
 
 
-@pytest.mark.parametrize(
-    "orders",
-    [
-        {"faults": {"refuse_sleep": True}},
-        {"faults": {"hang_on_sleep": True}},
-        {"faults": {"memory_not_returned": True}},
-    ],
-    ids=["refused", "hung", "memory kept"],
-)
-def test_a_sleep_that_fails_ends_the_engine_and_is_not_tried_again(machine: Machine, orders: dict[str, Any]) -> None:
-    started(machine, settings={"HOSTLER_SLEEP_SECONDS": "8"}, **orders)
-    engine = machine.pid()
-    machine.send(on_card(), w1=Residency.ASLEEP_1)
-    wait_until(lambda: not is_running(engine), "the engine was ended", seconds=30, interval=0.05)
-    # the memory is wanted by somebody else: nothing is started in order to sleep
-    waiting = machine.wait_for(WorkerState.WAITING)
-    assert waiting.failure is not None
-    assert waiting.failure.kind is FailureKind.SLEEP_FAILED
-    wait_until_recycled(machine, engine, FailureKind.SLEEP_FAILED)
-    second = machine.pid()
-    machine.send(on_card(), w1=Residency.ASLEEP_1)
-    wait_until(lambda: "can't sleep" in getattr(machine.worker(), "reason", ""), "the reason is told")
-    assert machine.pid() == second
+def test_a_sleep_that_fails_ends_the_engine_and_is_not_tried_again(machine: Machine) -> None:
+    machine.start(HOSTLER_SLEEP_SECONDS="8")
+    faults = {"refused": "refuse_sleep", "hung": "hang_on_sleep", "kept": "memory_not_returned"}
+    specs = side_by_side(machine, {worker: {"faults": {fault: True}} for worker, fault in faults.items()})
+    engines = {worker: machine.pid(worker) for worker in faults}
+    asleep = dict.fromkeys(faults, Residency.ASLEEP_1)
+    machine.send(*specs, **asleep)
+    for worker, engine in engines.items():
+        wait_until_ended(engine)
+        # the memory is wanted by somebody else: nothing is started in order to sleep
+        wait_until_told(machine, worker, FailureKind.SLEEP_FAILED)
+        assert machine.wait_for(WorkerState.WAITING, worker).memory_mib is None
+    machine.send(*specs)
+    for worker, engine in engines.items():
+        assert_recycled(machine, worker, engine, FailureKind.SLEEP_FAILED)
+    second = {worker: machine.pid(worker) for worker in faults}
+    machine.send(*specs, **asleep)
+    for worker in faults:
+        wait_until_it_says(machine, worker, "can't sleep")
+    assert {worker: machine.pid(worker) for worker in faults} == second
 
 
-@pytest.mark.parametrize("fault", ["refuse_wake", "hang_on_wake", "bad_wake"], ids=["refused", "hung", "other answers"])
-def test_a_wake_that_fails_ends_the_engine_and_the_worker_starts_anew(machine: Machine, fault: str) -> None:
-    started(machine, settings={"HOSTLER_WAKE_SECONDS": "3"})
-    engine = machine.pid()
-    put_to_sleep(machine)
-    machine.add_model(residual_mib=RESIDUAL, faults={fault: True})
-    wait_until(lambda: stats(machine)["simulation"]["faults"][fault], "the order is read")
-    machine.send(on_card())
-    wait_until_recycled(machine, engine, FailureKind.WAKE_FAILED)
-    assert machine.ask_engine() == 200
+def test_a_wake_that_fails_ends_the_engine_and_the_worker_starts_anew(machine: Machine) -> None:
+    machine.start(HOSTLER_WAKE_SECONDS="4")
+    faults = {"refused": "refuse_wake", "hung": "hang_on_wake", "other": "bad_wake", "embeds": "bad_wake"}
+    kinds = {worker: "embed" if worker == "embeds" else "generate" for worker in faults}
+    specs = side_by_side(machine, {worker: {"kind": kind} for worker, kind in kinds.items()})
+    engines = {worker: machine.pid(worker) for worker in faults}
+    machine.send(*specs, **dict.fromkeys(faults, Residency.ASLEEP_1))
+    for worker, fault in faults.items():
+        machine.wait_for(WorkerState.ASLEEP, worker)
+        order(machine, worker, kind=kinds[worker], residual_mib=SMALL_RESIDUAL, faults={fault: True})
+    machine.send(*specs)
+    for worker, engine in engines.items():
+        wait_until_ended(engine)
+        assert_recycled(machine, worker, engine, FailureKind.WAKE_FAILED)
 
 
 def test_what_failed_is_not_tried_with_another_worker_of_the_same_model(machine: Machine) -> None:
@@ -177,7 +200,7 @@ def test_a_wake_waits_for_the_memory(machine: Machine, host: SimulatedHost) -> N
     put_to_sleep(machine)
     host.add_foreign(GPU, TOTAL - RESIDUAL - 100)
     machine.send(on_card())
-    wait_until(lambda: "can't wake yet" in getattr(machine.worker(), "reason", ""), "the reason is told", seconds=15)
+    wait_until_it_says(machine, "w1", "can't wake yet")
     host.clear_foreign()
     machine.wait_for(WorkerState.READY)
     assert machine.pid() == engine
@@ -237,7 +260,8 @@ def test_a_new_manager_finds_a_sleeper_and_leaves_it_asleep(machine: Machine, ho
     machine.send(on_card(), w1=Residency.ASLEEP_2)
     assert machine.wait_for(WorkerState.ASLEEP).can_sleep
     assert host.used_mib(GPU) == RESIDUAL
-    awake_again(machine)
+    machine.send(on_card())
+    machine.wait_for(WorkerState.READY)
     assert machine.pid() == engine
 
 
@@ -254,7 +278,7 @@ def test_a_manager_killed_while_an_engine_falls_asleep_converges(
     machine.start()
     machine.send(on_card(), w1=Residency.ASLEEP_1)
     if kept:
-        wait_until(lambda: not is_running(engine), "the engine was ended", seconds=30, interval=0.05)
+        wait_until_ended(engine)
         assert "it failed before" in machine.wait_for(WorkerState.WAITING).no_sleep_reason
     else:
         machine.wait_for(WorkerState.ASLEEP)
@@ -267,8 +291,7 @@ def test_a_manager_killed_while_an_engine_wakes_proves_the_wake_afterwards(machi
     started(machine, wake_seconds=1.5)
     engine = machine.pid()
     put_to_sleep(machine)
-    machine.add_model(wake_seconds=1.5, residual_mib=RESIDUAL, faults={"bad_wake": wrong})
-    wait_until(lambda: stats(machine)["simulation"]["faults"]["bad_wake"] is wrong, "the order is read")
+    order(machine, "w1", wake_seconds=1.5, residual_mib=RESIDUAL, faults={"bad_wake": wrong})
     machine.send(on_card())
     wait_until(lambda: stats(machine)["paths"].get("/wake_up"), "the engine was told", interval=0.02)
     assert machine.manager is not None
@@ -276,34 +299,31 @@ def test_a_manager_killed_while_an_engine_wakes_proves_the_wake_afterwards(machi
     machine.start()
     machine.send(on_card())
     if wrong:
-        wait_until_recycled(machine, engine, FailureKind.WAKE_FAILED)
+        wait_until_ended(engine)
+        assert_recycled(machine, "w1", engine, FailureKind.WAKE_FAILED)
     else:
         assert machine.wait_for(WorkerState.READY).can_sleep
         assert machine.pid() == engine
 
 
-@pytest.mark.parametrize(
-    ("change", "orders", "settings", "words"),
-    [
-        ({}, {"version": "0.16.2"}, {}, "0.16.2"),
-        ({"args": {"kv-cache-dtype": "fp8"}}, {}, {}, "fp8"),
-        ({}, {}, {"HOSTLER_SLEEP": "0"}, "HOSTLER_SLEEP"),
-    ],
-    ids=["version", "flag", "setting"],
-)
-def test_an_engine_that_is_known_not_to_sleep_well_is_left_hot(
-    machine: Machine, change: dict[str, Any], orders: dict[str, Any], settings: dict[str, str], words: str
-) -> None:
-    machine.add_model(**orders)
-    machine.start(**settings)
-    machine.send(on_card(**change), w1=Residency.ASLEEP_1)
-    ready = machine.wait_for(WorkerState.WAITING)  # nothing is started in order to sleep
-    machine.send(on_card(**change))
-    ready = machine.wait_for(WorkerState.READY)
-    assert not ready.can_sleep
-    assert words in ready.no_sleep_reason
-    machine.send(on_card(**change), w1=Residency.ASLEEP_1)
-    wait_until(lambda: "can't sleep" in getattr(machine.worker(), "reason", ""), "the reason is told")
-    assert stats(machine)["sleep_level"] == 0
-    assert "/sleep" not in stats(machine)["paths"]
-    assert json.dumps(stats(machine)["paths"]).count("wake") == 0
+def test_an_engine_that_is_known_not_to_sleep_well_is_left_hot(machine: Machine) -> None:
+    machine.add_model("old", version="0.16.2")
+    machine.add_model("flag")
+    specs = [
+        on_card("old", SMALL, model="local/old"),
+        on_card("flag", SMALL, model="local/flag", args={"kv-cache-dtype": "fp8"}),
+    ]
+    asleep = {"old": Residency.ASLEEP_1, "flag": Residency.ASLEEP_1}
+    machine.start()
+    machine.send(*specs, **asleep)
+    machine.wait_for(WorkerState.WAITING, "old")  # nothing is started in order to sleep
+    machine.send(*specs)
+    for worker, word in (("old", "0.16.2"), ("flag", "fp8")):
+        ready = machine.wait_for(WorkerState.READY, worker)
+        assert not ready.can_sleep
+        assert word in ready.no_sleep_reason
+    machine.send(*specs, **asleep)
+    for worker in asleep:
+        wait_until_it_says(machine, worker, "can't sleep")
+        assert stats(machine, worker)["sleep_level"] == 0
+        assert not {"/sleep", "/wake_up"} & stats(machine, worker)["paths"].keys()

@@ -279,7 +279,15 @@ def test_one_that_was_busy_is_tried_again_after_a_moment() -> None:
     known = {"w1": life.busy(able(wanted, WorkerState.SLEEPING), NOW, "2 requests still run")}
     assert decide(sleep, known, [unit(wanted)], now=NOW + 4) == []
     assert decide(sleep, known, [unit(wanted)], now=NOW + 5) == [act.Sleep("w1", Residency.ASLEEP_1)]
-    assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 5) == []
+    assert decide(desired(wanted), known, [unit(wanted)], now=NOW + 5) == [act.Hold("w1", "")]
+
+
+def test_where_nvml_does_not_tell_whose_memory_it_is_a_sleeper_of_a_whole_card_wakes_all_the_same() -> None:
+    wanted = spec(gpus=("GPU-0",), gpu_memory_mib=20_000)
+    known = {"w1": able(wanted, WorkerState.ASLEEP)}
+    rest, other = card(total=20_500, used=1300), card(total=20_500, used=6300)
+    assert decide(desired(wanted), known, [unit(wanted)], gpus=(rest,)) == [act.Wake("w1")]
+    assert isinstance(decide(desired(wanted), known, [unit(wanted)], gpus=(other,))[0], act.Hold)
 
 
 def test_a_sleeper_is_left_asleep_wakes_when_it_is_wanted_hot_and_stops_when_it_is_not_wanted() -> None:
@@ -319,6 +327,25 @@ def test_a_sleeper_counts_for_what_it_holds_and_two_never_wake_into_the_same_mem
     ]
     found = decide(desired(*sleepers), known, units, gpus=(gpu,))
     assert [type(action) for action in found] == [act.Wake, act.Hold]
+
+
+@pytest.mark.parametrize("state", [WorkerState.CREATING, WorkerState.LOADING])
+def test_nobody_sleeps_or_wakes_on_a_card_on_which_another_engine_loads(state: WorkerState) -> None:
+    """VLLM measures while it loads, and gives up where memory comes back meanwhile."""
+    one, other = spec("w1", gpus=("GPU-0",)), spec("w2", gpus=("GPU-0",))
+    units = [unit(one), unit(other)]
+    loading = {"w2": tracked(other, state)}
+    for known, wanted in (
+        (able(one, WorkerState.READY), desired(one, other, w1=Residency.ASLEEP_1)),
+        (able(one, WorkerState.ASLEEP), desired(one, other)),
+    ):
+        (hold,) = decide(wanted, {"w1": known, **loading}, units, gpus=(card(),), busy=frozenset({"w2"}))
+        assert hold == act.Hold("w1", "waits for its turn: w2 loads on the same GPU")
+        held = life.held(known, NOW, "waits for its turn: w2 loads on the same GPU", blocked=False)
+        assert decide(wanted, {"w1": held, **loading}, units, gpus=(card(),), busy=frozenset({"w2"})) == []
+    moving = {"w1": able(one, WorkerState.WAKING), "w2": life.fresh(other, NOW)}
+    (wait,) = decide(desired(one, other), moving, [unit(one)], gpus=(card(),), busy=frozenset({"w1"}))
+    assert isinstance(wait, act.Wait)
 
 
 def test_nothing_is_started_in_order_to_sleep() -> None:

@@ -170,7 +170,7 @@ def test_an_exact_kv_cache_decides_the_claim(host: SimulatedHost, folder: Path) 
     flags = ["--kv-cache-memory-bytes", str(2 << 30)]
     with running_engine(folder, Simulation(weights_mib=1000), flags=flags, env=on_card(host, FIRST)) as engine:
         assert host.used_mib(FIRST) == 1000 + 300 + 2048
-        assert "Available KV cache memory: 2.00 GiB" in engine.process.output
+        assert "reserved 2.00 GiB memory for KV Cache as specified" in engine.process.output
 
 
 def test_tensor_parallelism_claims_every_card_and_fails_with_too_few(host: SimulatedHost, folder: Path) -> None:

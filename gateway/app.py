@@ -42,6 +42,9 @@ from gateway.scheduling.loop import Limits, Scheduler
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.settings import Settings
 from gateway.sizes import Sizes
+from gateway.usage.recorder import Recorder, prune_daily
+from gateway.usage.routes import UsageRoutes
+from gateway.usage.store import UsageStore
 from worker_manager.contract import DownloadSpec
 
 log = structlog.get_logger(__name__)
@@ -73,12 +76,15 @@ class Gateway:
         self.prober = Prober(self.demand)
         self.demand.unreachable = self.prober.watch
         self.statuses = Statuses(EndpointStatuses(self.catalogue, self.scheduler, self.demand))
+        self.usage = UsageStore(database)
+        self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
         self.entry = InferenceEntry(
             self.keyring,
             self.registry.resolve,
             Relay(self.demand, self.pool, settings),
             self.metrics,
             RequestLog(settings.log_level, settings.log_format),
+            self.recorder.record,
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
         )
@@ -134,6 +140,7 @@ class Gateway:
         for slot in self.demand.slots.values():
             self.metrics.workers.labels(slot.endpoint, slot.state.value).inc()
         self.metrics.manager_up.set(1 if self.scheduler.connected else 0)
+        self.metrics.usage_unwritten.set(self.recorder.unwritten)
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.idle_connections.set(self.pool.idle)
         return self.metrics.render()
@@ -150,6 +157,7 @@ class Gateway:
         await self.prober.close()
         self.pool.close()
         await self.manager.close()
+        await self.recorder.stop()
         await self.database.close()
 
 
@@ -160,9 +168,11 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     try:
         await gateway.load()
         gateway.scheduler.start()
+        gateway.recorder.start()
         keepers = [
             asyncio.create_task(gateway.housekeeping(), name="housekeeping"),
             asyncio.create_task(gateway.learned.run(), name="learned"),
+            asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
             yield gateway
@@ -188,9 +198,11 @@ def litestar(gateway: Gateway) -> Litestar:
         "changed": gateway.endpoints_changed,
         "readiness": gateway.readiness,
         "render": gateway.render_metrics,
+        "usage": gateway.usage,
+        "recorder": gateway.recorder,
     }
     return Litestar(
-        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes],
+        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, UsageRoutes],
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
         exception_handlers={GatewayError: on_gateway_error, HTTPException: on_http_error, Exception: on_bug},
         state=State({"keyring": gateway.keyring}),

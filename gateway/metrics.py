@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -85,6 +85,14 @@ class Metrics:
             "hostler_waiting", "Requests that wait for a worker now", ["endpoint"], registry=self.registry
         )
         self.workers = Gauge("hostler_workers", "Workers by state", ["endpoint", "state"], registry=self.registry)
+        self.usage_dropped = Counter(
+            "hostler_usage_dropped_total",
+            "Requests whose usage was not recorded because the queue to the database was full",
+            registry=self.registry,
+        )
+        self.usage_unwritten = Gauge(
+            "hostler_usage_unwritten", "Requests whose usage waits to be written", registry=self.registry
+        )
         self.manager_up = Gauge("hostler_manager_up", "1 while the worker manager answers", registry=self.registry)
         self.tasks = Gauge("hostler_tasks", "Tasks of the event loop", registry=self.registry)
         self.idle_connections = Gauge(

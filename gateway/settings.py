@@ -65,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of silence after which a running stream counts as broken."""
     gpu_margin_mib: int = 512
     """MiB of each GPU that are never promised to a worker."""
+    usage_days: int = 90
+    """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
 
     sleep_memory_mib: int | None = None
     """MiB of the machine's memory that sleeping engines may take together; not set: half of it. 0: none."""
@@ -115,7 +117,7 @@ def _check(settings: Settings) -> None:
     require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
     require("admin_key", settings.admin_key.isascii() and settings.admin_key.isprintable(), "must be plain ASCII")
     require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
-    for name in ("max_body_mib", "max_header_kib", "max_waiting"):
+    for name in ("max_body_mib", "max_header_kib", "max_waiting", "usage_days"):
         require(name, getattr(settings, name) > 0, "must be greater than 0")
     for field in msgspec.structs.fields(Settings):
         if field.name.endswith("_seconds"):

@@ -50,3 +50,30 @@ class Principal(msgspec.Struct, frozen=True):
     def may_use(self, endpoint: str) -> bool:
         """Whether the key may send requests to this endpoint."""
         return "*" in self.endpoints or endpoint in self.endpoints
+
+
+class Used(NamedTuple):
+    """What one inference request took, for the record: a row of the table `usage_requests`, in its order."""
+
+    at: float
+    """When it ended; Unix seconds."""
+    request_id: str
+    key_id: str
+    endpoint: str
+    worker: str
+    """The last one that had it; empty where none did."""
+    status: int
+    """499 where the client left."""
+    stream: bool
+    client_gone: bool
+    priority: int
+    tokens_in: int
+    """Of the prompt, cached ones included."""
+    tokens_out: int
+    tokens_cached: int
+    estimated: bool
+    """Whether the engine did not come to tell the tokens."""
+    queue_ms: int
+    first_byte_ms: int | None
+    """From the request's first byte to the first of the engine's answer; None where it gave none."""
+    total_ms: int

@@ -85,6 +85,10 @@ class Transaction:
         cursor = await self._connection.execute(sql, tuple(parameters))
         return cursor.rowcount
 
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run one statement with each of these rows. Raises sqlite3.IntegrityError."""
+        await self._connection.executemany(sql, rows)
+
 
 IntegrityError = sqlite3.IntegrityError
 DatabaseError = sqlite3.Error

@@ -46,7 +46,7 @@ class MachineRoutes(Controller):
             tail = await manager.log(worker_id, min(max(lines, 1), LOG_LINES_LIMIT))
         except ManagerRefused as refused:
             raise _translated(refused) from refused
-        return Response("".join(f"{line}\n" for line in tail.lines), media_type="text/plain; charset=utf-8")
+        return Response("".join(f"{line}\n" for line in tail.lines), media_type="text/plain")
 
     @get("/api/plan", sync_to_thread=False)
     def plan(self, scheduler: Scheduler) -> dict[str, Any]:

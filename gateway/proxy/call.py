@@ -7,8 +7,9 @@ from typing import Any
 
 from gateway.errors import BadRequest
 from gateway.proxy.dialects import Dialect
+from gateway.proxy.meter import Meter, tokens
 from gateway.proxy.upstream import Send
-from gateway.types import Priority, Wish
+from gateway.types import Priority, Used, Wish
 
 PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -43,6 +44,12 @@ class Call:
         self.key = ""
         self.worker = ""
         self.stream = False
+        self.metered = False
+        """Whether it is one of those that are recorded: it has a key and an endpoint, and makes an engine work."""
+        self.meter: Meter | None = None
+        """Sees the engine's answer, once there is one."""
+        self.answered: float | None = None
+        """When the engine began its answer; on the clock of `began`."""
         self.status = 0
         self.started = False
         """Whether the client has been sent a status."""
@@ -105,3 +112,26 @@ class Call:
         if priority is None:
             raise BadRequest("The header x-hostler-priority takes 'interactive' or 'batch'")
         return priority
+
+    def used(self, status: int, *, client_gone: bool) -> Used:
+        """What it took, now that it has ended."""
+        took = tokens(self.meter, len(self.wish.prefix))
+        began = self.began
+        return Used(
+            at=time.time(),
+            request_id=self.id.decode(),
+            key_id=self.key,
+            endpoint=self.endpoint,
+            worker=self.worker,
+            status=status,
+            stream=self.stream,
+            client_gone=client_gone,
+            priority=int(self.wish.priority),
+            tokens_in=took.prompt,
+            tokens_out=took.generated,
+            tokens_cached=took.cached,
+            estimated=took.estimated,
+            queue_ms=round(self.waited * 1000),
+            first_byte_ms=None if self.answered is None else round((self.answered - began) * 1000),
+            total_ms=round((time.perf_counter() - began) * 1000),
+        )

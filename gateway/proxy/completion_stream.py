@@ -10,6 +10,8 @@ import re
 
 import msgspec
 
+from gateway.proxy.meter import Usage
+
 DONE = b"data: [DONE]"
 EMPTY = b'"choices":[]'
 """How the usage event differs from all others, as engines write it: without spaces."""
@@ -22,17 +24,9 @@ HELD_LIMIT = 16 * 1024
 """Bytes of half an event that are held back at most. Usage events have less than 1 KiB."""
 
 
-class CompletionUsage(msgspec.Struct, frozen=True):
-    """What an engine says a completion took, in tokens."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: dict[str, int | None] | None = None
-
-
 class _Event(msgspec.Struct, frozen=True):
     choices: list[msgspec.Raw]
-    usage: CompletionUsage | None = None
+    usage: Usage | None = None
 
 
 _decode = msgspec.json.Decoder(_Event).decode
@@ -49,14 +43,14 @@ class CompletionStream:
         """The last bytes that were let go of an event too large to wait for."""
         self.seen = False
         """Whether it ended as a whole one does."""
-        self.usage: CompletionUsage | None = None
-        self.tokens = 0
+        self.usage: Usage | None = None
+        self.counted = 0
         """About as many tokens as came: one an event. For streams that break off before they tell their usage."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the stream; what of them goes to the client."""
         if EMPTY not in chunk and DONE not in chunk and chunk.endswith(ENDS) and not self._held and not self._sent:
-            self.tokens += chunk.count(CHOICE)
+            self.counted += chunk.count(CHOICE)
             return chunk
         if not self._sent:
             return self._whole_events(self._held + chunk)
@@ -84,7 +78,7 @@ class CompletionStream:
                 out.append(event)
         part = data[start:]
         if len(part) > HELD_LIMIT:
-            self.tokens += part.count(CHOICE)
+            self.counted += part.count(CHOICE)
             self._held, self._sent = b"", part[-END_BYTES + 1 :]
             out.append(part)
         else:
@@ -92,7 +86,7 @@ class CompletionStream:
         return b"".join(out)
 
     def _is_hidden(self, event: bytes) -> bool:
-        self.tokens += event.count(CHOICE)
+        self.counted += event.count(CHOICE)
         if DONE in event and b"\n" + DONE in b"\n" + event:
             self.seen = True
         if EMPTY not in event:

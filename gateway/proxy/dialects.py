@@ -5,6 +5,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.errors import GatewayError
+from gateway.proxy.meter import BodyMeter, Usage
 
 
 class Dialect(NamedTuple):
@@ -22,6 +23,8 @@ ANTHROPIC = Dialect("anthropic", b"event: message_stop")
 RESPONSES_ENDS = (b"event: response.completed", b"event: response.failed", b"event: response.incomplete")
 OVERLAP = 64
 """Bytes kept from the chunk before: longer than any end marker, so one that was cut in two is still seen."""
+DELTA = b"delta\n"
+"""How the first line of an event with text ends, in the dialects whose events have names."""
 
 
 EVENT_ENDS = (b"\n\n", b"\r\n\r\n")
@@ -30,7 +33,10 @@ HELD_LIMIT = 64 * 1024
 
 
 class StreamEnd:
-    """Sees a stream go by and knows whether it ended as a whole one does. Chunks may be cut anywhere."""
+    """Sees a stream of named events go by: whether it ended as a whole one does, and what it used.
+
+    Chunks may be cut anywhere.
+    """
 
     def __init__(self, dialect: Dialect) -> None:
         ends = RESPONSES_ENDS if dialect is RESPONSES else (dialect.end,)
@@ -39,7 +45,10 @@ class StreamEnd:
         self._tail = b"\n"
         self._held = b""
         """The beginning of an event that is not whole."""
+        self._meter = BodyMeter()
         self.seen = False
+        self.counted = 0
+        """About as many tokens as came."""
 
     def feed(self, chunk: bytes) -> bytes:
         """Look at the next bytes of the stream; whole events go on, for half of one would spoil an error event."""
@@ -48,6 +57,8 @@ class StreamEnd:
             if end in window:
                 self.seen = True
         self._tail = window[-OVERLAP:]
+        self.counted += chunk.count(DELTA)
+        self._meter.feed(chunk)
         if not self._held and chunk.endswith(EVENT_ENDS):
             return chunk
         data = self._held + chunk
@@ -56,6 +67,11 @@ class StreamEnd:
             cut = len(data)
         self._held = data[cut:]
         return data[:cut]
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the engine told."""
+        return self._meter.usage
 
     def rest(self) -> bytes:
         """What is still held back when the engine has ended its answer."""

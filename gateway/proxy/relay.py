@@ -1,6 +1,7 @@
 """One inference call from its lease to its last byte: wait for a worker, forward, pump, mend what breaks."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -11,6 +12,7 @@ from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound
 from gateway.proxy.call import DROPPED, Call
 from gateway.proxy.completion_stream import CompletionStream
 from gateway.proxy.dialects import OPENAI, RESPONSES, StreamEnd, error_event, heartbeat
+from gateway.proxy.meter import BodyMeter
 from gateway.proxy.pool import Pool
 from gateway.proxy.responses import ResponseIds
 from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
@@ -207,6 +209,7 @@ class Relay(Generic[LeaseT]):
             raise TryAnother(EngineBroke(broke(call, "takes no connection"))) from problem
 
     async def _answer(self, call: Call, connection: Connection) -> None:
+        call.answered = time.perf_counter()
         streams = any(name == b"content-type" and b"text/event-stream" in value for name, value in connection.headers)
         if call.started and not streams:
             await self._error_into_stream(call, connection)
@@ -222,7 +225,8 @@ class Relay(Generic[LeaseT]):
             await self._pump_body(call, connection)
 
     async def _pump_body(self, call: Call, connection: Connection) -> None:
-        watcher = self.response_ids.watcher(call.worker) if call.dialect is RESPONSES else None
+        call.meter = meter = BodyMeter()
+        watcher = self.response_ids.watcher(call.worker, meter) if call.dialect is RESPONSES else meter
         try:
             await connection.pump(call.send, self._limits.stall_seconds, watcher)
         except UpstreamError as problem:
@@ -233,6 +237,7 @@ class Relay(Generic[LeaseT]):
     async def _pump_stream(self, call: Call, connection: Connection) -> None:
         completes = call.dialect is OPENAI
         end = CompletionStream(hides_usage=call.hides_usage) if completes else StreamEnd(call.dialect)
+        call.meter = end
         watcher = self.response_ids.watcher(call.worker, end) if call.dialect is RESPONSES else end
         problem: UpstreamError | None = None
         try:

@@ -25,7 +25,7 @@ from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.upstream import Send
 from gateway.proxy.watch import Receive, abandoned_with_client, impatient
-from gateway.types import Principal, Scope, Wish
+from gateway.types import Principal, Scope, Used, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -84,6 +84,7 @@ class InferenceEntry:
         relay: Relay[Any],
         metrics: Metrics,
         request_log: RequestLog,
+        record: Callable[[Used], None],
         *,
         max_body_bytes: int,
         body_seconds: float,
@@ -93,6 +94,7 @@ class InferenceEntry:
         self._relay = relay
         self._metrics = metrics
         self._log = request_log
+        self._record = record
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
 
@@ -127,18 +129,23 @@ class InferenceEntry:
         if call.method != "POST":
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
         call.body = await self._body(call, receive)
+        self._read(call, principal)
+        call.path = ENGINE_PATHS.get(call.path, call.path)
+        async with abandoned_with_client(receive):
+            await self._relay.run(call)
+
+    def _read(self, call: Call, principal: Principal) -> None:
+        """Fill in what the body asks for, and splice in what the engine must be told otherwise."""
         priority = call.asked_priority()
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
         call.stream, call.wish = asked.stream, Wish(asked.prefix, priority)
         call.endpoint = self._resolve(asked.model, principal.may_use).name
+        call.metered = True
         if asked.stream and call.path in USAGE_OPTION_ROUTES:
             call.body, call.hides_usage = with_usage(call.body, asked)
         if asked.model != call.endpoint:
             call.body = with_model(call.body, kind, call.endpoint)
-        call.path = ENGINE_PATHS.get(call.path, call.path)
-        async with abandoned_with_client(receive):
-            await self._relay.run(call)
 
     async def _answer_about_response(self, call: Call, receive: Receive, principal: Principal) -> None:
         """`GET /v1/responses/{id}` and `POST /v1/responses/{id}/cancel` go to the worker that made it."""
@@ -200,6 +207,8 @@ class InferenceEntry:
         self._metrics.requests.count(endpoint, status)
         if call.endpoint:
             self._metrics.requests.observe(endpoint, seconds, call.waited)
+        if call.metered:
+            self._record(call.used(status, client_gone=isinstance(error, ClientGone)))
         self._log.write(
             RequestLine(
                 call.id.decode(),

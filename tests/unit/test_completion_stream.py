@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.proxy.completion_stream import HELD_LIMIT, CompletionStream
+from gateway.proxy.meter import Tokens
 
 START = b'{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m",'
 CONTENT = b"data: " + START + b'"choices":[{"index":0,"delta":{"content":"x"},"logprobs":null}]}'
@@ -73,9 +74,7 @@ def test_the_engines_figures_are_read() -> None:
     stream = CompletionStream(hides_usage=True)
     assert stream.feed(CONTENT + b"\n\n" + USAGE + b"\n\n" + DONE + b"\n\n") == CONTENT + b"\n\n" + DONE + b"\n\n"
     assert stream.usage is not None
-    assert (stream.usage.prompt_tokens, stream.usage.completion_tokens) == (37, 3)
-    assert stream.usage.prompt_tokens_details is not None
-    assert stream.usage.prompt_tokens_details["cached_tokens"] == 16
+    assert stream.usage.tokens() == Tokens(prompt=37, generated=3, cached=16)
 
 
 def test_usage_in_every_event_stays_where_it_was_asked_for() -> None:
@@ -97,7 +96,7 @@ def test_a_stream_that_breaks_off_has_not_ended_and_its_tokens_are_counted_by_it
     stream.feed(text)
     stream.rest()
     assert not stream.seen
-    assert stream.tokens == 7 + (text == CONTENT)
+    assert stream.counted == 7 + (text == CONTENT)
 
 
 def test_the_end_marker_counts_without_the_empty_line_after_it() -> None:

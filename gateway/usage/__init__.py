@@ -1,0 +1,1 @@
+"""What was used, by whom, kept how long."""

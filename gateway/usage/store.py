@@ -1,0 +1,52 @@
+"""Use in the database: single requests for a while, their sums by day for good."""
+
+from collections.abc import Sequence
+
+from gateway.database.connection import Database
+from gateway.types import Used
+from gateway.usage.types import By, Group, Sum, added_up
+
+COLUMNS = ", ".join(Used._fields)
+SUMS = ", ".join(Sum._fields)
+INSERT = f"INSERT INTO usage_requests ({COLUMNS}) VALUES ({', '.join('?' for _ in Used._fields)})"  # noqa: S608 - our own names
+ADD = (
+    f"INSERT INTO usage_days (day, key_id, endpoint, {SUMS}) "  # noqa: S608 - our own names
+    f"VALUES ({', '.join('?' for _ in (*Group._fields, *Sum._fields))}) "
+    "ON CONFLICT (day, key_id, endpoint) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in Sum._fields)
+)
+GROUPED = {By.KEY: "key_id", By.ENDPOINT: "endpoint", By.DAY: "day"}
+
+
+class UsageStore:
+    """Reads and writes the tables `usage_requests` and `usage_days`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, records: Sequence[Used]) -> None:
+        """Write requests and add them to their sums, all or none. Raises DatabaseError."""
+        sums = added_up(list(records))
+        async with self._database.transaction() as write:
+            await write.execute_many(INSERT, records)
+            await write.execute_many(ADD, [(*group, *total) for group, total in sums.items()])
+
+    async def sums(self, by: By, first_day: str, last_day: str) -> list[tuple[str, Sum]]:
+        """Sums of the days from `first_day` to `last_day`, both included, in the order of their names."""
+        added = ", ".join(f"sum({name})" for name in Sum._fields)
+        column = GROUPED[by]
+        rows = await self._database.rows(
+            f"SELECT {column}, {added} FROM usage_days WHERE day BETWEEN ? AND ? "  # noqa: S608 - our own names
+            f"GROUP BY {column} ORDER BY {column}",
+            (first_day, last_day),
+        )
+        return [(str(name), Sum(*numbers)) for name, *numbers in rows]
+
+    async def prune(self, before: float, most: int) -> int:
+        """Delete at most so many requests that ended before this time (Unix seconds); how many there were."""
+        async with self._database.transaction() as write:
+            return await write.execute(
+                "DELETE FROM usage_requests WHERE rowid IN "
+                "(SELECT rowid FROM usage_requests WHERE at < ? ORDER BY at LIMIT ?)",
+                (before, most),
+            )

@@ -1,0 +1,129 @@
+"""Sums of use: what the table `usage_days` holds and what `GET /api/usage` shows."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from operator import add
+from typing import NamedTuple
+
+import msgspec
+
+from gateway.types import Used
+
+CLIENT_GONE = 499
+FAILED = 400
+"""The least status that is an error."""
+
+
+class By(StrEnum):
+    """What sums are grouped by."""
+
+    KEY = "key"
+    ENDPOINT = "endpoint"
+    DAY = "day"
+
+
+class Group(NamedTuple):
+    """Whose use a sum is; the key of a row of `usage_days`."""
+
+    day: str
+    """`2026-11-23`, in UTC: when the requests ended."""
+    key_id: str
+    endpoint: str
+
+
+class Sum(NamedTuple):
+    """Requests added up; the columns of `usage_days` in their order."""
+
+    requests: int = 0
+    errors: int = 0
+    """With a status of 400 or more, but for clients that left."""
+    clients_gone: int = 0
+    estimated: int = 0
+    """Requests whose tokens the engine did not come to tell."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    tokens_cached: int = 0
+    queue_ms: int = 0
+    answered: int = 0
+    """Requests that have a time to their first byte."""
+    first_byte_ms: int = 0
+    total_ms: int = 0
+
+    def plus(self, other: "Sum") -> "Sum":
+        """Both together."""
+        return Sum(*map(add, self, other))
+
+
+def added_up(records: list[Used]) -> dict[Group, Sum]:
+    """Sums of requests by day, key and endpoint."""
+    sums: dict[Group, Sum] = {}
+    for used in records:
+        group = Group(datetime.fromtimestamp(used.at, UTC).strftime("%Y-%m-%d"), used.key_id, used.endpoint)
+        sums[group] = sums.get(group, Sum()).plus(_one(used))
+    return sums
+
+
+def _one(used: Used) -> Sum:
+    return Sum(
+        requests=1,
+        errors=int(used.status >= FAILED and not used.client_gone),
+        clients_gone=int(used.client_gone),
+        estimated=int(used.estimated),
+        tokens_in=used.tokens_in,
+        tokens_out=used.tokens_out,
+        tokens_cached=used.tokens_cached,
+        queue_ms=used.queue_ms,
+        answered=int(used.first_byte_ms is not None),
+        first_byte_ms=used.first_byte_ms or 0,
+        total_ms=used.total_ms,
+    )
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the answer."""
+
+    name: str
+    """The key's id, the endpoint's name, or the day."""
+    requests: int
+    errors: int
+    clients_gone: int
+    estimated: int
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+    mean_queue_ms: float | None
+    mean_first_byte_ms: float | None
+    mean_total_ms: float | None
+
+
+def row(name: str, total: Sum) -> UsageRow:
+    """A sum as it is shown; means are null where there is nothing to take them of."""
+    return UsageRow(
+        name=name,
+        requests=total.requests,
+        errors=total.errors,
+        clients_gone=total.clients_gone,
+        estimated=total.estimated,
+        tokens_in=total.tokens_in,
+        tokens_out=total.tokens_out,
+        tokens_cached=total.tokens_cached,
+        mean_queue_ms=_mean(total.queue_ms, total.requests),
+        mean_first_byte_ms=_mean(total.first_byte_ms, total.answered),
+        mean_total_ms=_mean(total.total_ms, total.requests),
+    )
+
+
+def _mean(total: int, count: int) -> float | None:
+    return round(total / count, 1) if count else None
+
+
+class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole answer of `GET /api/usage`."""
+
+    by: By
+    first_day: str = msgspec.field(name="from")
+    last_day: str = msgspec.field(name="to")
+    total: UsageRow
+    rows: list[UsageRow]
+    unwritten: int
+    """Requests that ended and are not in these sums yet, because the database takes no writes now."""

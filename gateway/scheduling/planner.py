@@ -34,7 +34,10 @@ from worker_manager.contract import Residency, WorkerSpec, WorkerState, spec_has
 WAIT_FOR_CARD_LOADS = 1.0
 """For so long, in loads, a waiter waits for the card of its sleeper before another worker is started elsewhere."""
 SLEEP_ORDER_SECONDS = 60.0
-"""A worker that was asked to sleep and still does not begin to is stopped."""
+"""A worker that was asked to sleep and does not begin to, though nothing loads beside it, is stopped."""
+SLEEP_ORDER_LIMIT_SECONDS = 900.0
+"""And after so long in any case."""
+LOADS = frozenset({WorkerState.CREATING, WorkerState.LOADING})
 AWAKE_OR_ASLEEP = frozenset({WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP})
 
 
@@ -89,11 +92,19 @@ class _Planner:
             self._leave(worker, Residency.GONE, "it was to sleep and does not run any more")
         elif worker.state is WorkerState.READY and not worker.can_sleep:
             self._leave(worker, Residency.GONE, "it was to sleep and can not")
-        elif worker.state is WorkerState.READY and self.now - worker.asked_at > SLEEP_ORDER_SECONDS:
+        elif worker.state is WorkerState.READY and self._sleeps_late(worker):
             late = self.now - worker.asked_at
             self._leave(worker, Residency.GONE, f"it was to sleep {late:.0f} s ago and is not doing so")
         elif worker.state is not WorkerState.ASLEEP:
             self.board.leaving[worker.spec.id] = worker.asked
+
+    def _sleeps_late(self, worker: KnownWorker) -> bool:
+        """Whether it was asked to sleep long ago and could have begun: nobody does beside a load."""
+        beside = [other for other in self.situation.workers if set(other.spec.gpus) & set(worker.spec.gpus)]
+        if any(other.state in LOADS for other in beside):
+            return self.now - worker.asked_at > SLEEP_ORDER_LIMIT_SECONDS
+        since = max(worker.asked_at, *(other.since for other in beside))
+        return self.now - min(since, worker.asked_at + SLEEP_ORDER_LIMIT_SECONDS) > SLEEP_ORDER_SECONDS
 
     # rule 2
 

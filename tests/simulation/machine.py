@@ -21,6 +21,8 @@ from worker_manager.contract import Residency, SleepFacts, WorkerSpec, WorkerSta
 BREATH_SECONDS = 0.02
 """Between two plans, as in the gateway's loop."""
 NOT_STARTED = (WorkerState.WAITING, WorkerState.BACKOFF, WorkerState.FAILED)
+LOADS = frozenset({WorkerState.LOADING})
+MOVES = LOADS | {WorkerState.SLEEPING, WorkerState.WAKING}
 EPOCH = 1_000_000.0
 """When the trace begins, for the planner: its times are Unix times, and never near zero."""
 
@@ -267,19 +269,29 @@ class Machine:
         """Start and wake what is waiting and fits by now, oldest first; let sleep who should."""
         for engine in list(self.engines.values()):
             if engine.asked is not Residency.HOT:
-                if engine.state is WorkerState.READY and not engine.in_flight and not engine.ignores_sleep:
+                if engine.state is WorkerState.READY and self._falls_asleep(engine):
                     first, again = engine.model.first_sleep_seconds, engine.model.sleep_seconds
                     seconds, well = self._fate.sleep(again if engine.sleep else first)
                     self._enter(engine, WorkerState.SLEEPING, seconds, ends_well=well)
-            elif engine.state is WorkerState.ASLEEP and self._fits(engine):
+            elif engine.state is WorkerState.ASLEEP and self._fits(engine) and not self._beside(engine, LOADS):
                 engine.light = False
                 seconds, well = self._fate.wake(engine.model.wake_seconds)
                 self._enter(engine, WorkerState.WAKING, seconds, ends_well=well)
                 self.served.wakes.append((self.now - EPOCH, engine.model.name))
-            elif engine.state is WorkerState.WAITING and self._fits(engine):
+            elif engine.state is WorkerState.WAITING and self._fits(engine) and not self._beside(engine, MOVES):
                 seconds, well = self._fate.load(engine.model.load_seconds)
                 self._enter(engine, WorkerState.LOADING, seconds, ends_well=well)
                 self.served.loads.append((self.now - EPOCH, engine.model.name))
+
+    def _falls_asleep(self, engine: Engine) -> bool:
+        return not (engine.in_flight or engine.ignores_sleep or self._beside(engine, LOADS))
+
+    def _beside(self, engine: Engine, states: frozenset[WorkerState]) -> bool:
+        """Whether another one on its cards is in one of these states: nobody sleeps, wakes or starts beside a load."""
+        return any(
+            other is not engine and other.state in states and set(other.spec.gpus) & set(engine.spec.gpus)
+            for other in self.engines.values()
+        )
 
     def _fits(self, engine: Engine) -> bool:
         used: Counter[str] = Counter()

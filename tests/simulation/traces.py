@@ -138,6 +138,18 @@ def adversarial(seed: int, days: float) -> Scenario:
     return _scenario("pingpong", models, asked)
 
 
+def busy(seed: int, days: float) -> Scenario:
+    """Two models that are never idle fill both cards, and others are asked for now and then."""
+    chance = random.Random(f"busy {seed}")  # noqa: S311 - as above
+    models = tuple(
+        Model(name=f"m{index}", promise_mib=60 * GIB, load_seconds=45.0, per_worker=32, sleep=(Residency.ASLEEP_1,))
+        for index in range(5)
+    )
+    rates = [1.2, 1.2, 1 / 900, 1 / 900, 1 / 900]
+    asked = [poisson(chance, model.name, rate, days * DAY) for model, rate in zip(models, rates, strict=True)]
+    return _scenario("busy", models, asked)
+
+
 def mixed(seed: int, days: float) -> Scenario:
     """All of it: one model that is never idle, a Zipf tail by day and night, bursts, and ping-pong an hour a day."""
     chance = random.Random(f"mixed {seed}")  # noqa: S311 - as above
@@ -176,4 +188,5 @@ TRACES: dict[str, Callable[[int, float], Scenario]] = {
     "bursts": bursty,
     "diurnal": diurnal,
     "pingpong": adversarial,
+    "busy": busy,
 }

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.scheduling.planner import SLEEP_ORDER_SECONDS
+from gateway.scheduling.planner import SLEEP_ORDER_LIMIT_SECONDS, SLEEP_ORDER_SECONDS
 from gateway.scheduling.types import Plan, Situation
 from tests.simulation.bound import Watcher
 from tests.simulation.faults import DEADLINES, Faults
@@ -40,7 +40,7 @@ class Inspector(Watcher):
         for worker in situation.workers:
             ordered = worker.state is WorkerState.READY and worker.asked is not Residency.HOT
             if ordered and not worker.in_flight:
-                assert situation.now - worker.asked_at <= SLEEP_ORDER_SECONDS + MOMENT
+                assert situation.now - worker.asked_at <= SLEEP_ORDER_LIMIT_SECONDS + SLEEP_ORDER_SECONDS + MOMENT
         return super().decide(situation)
 
 

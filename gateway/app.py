@@ -217,7 +217,7 @@ def _giver(thing: Any) -> Callable[[], Any]:
 
 
 class Application:
-    """The ASGI application: inference goes straight to its entry, everything else to Litestar."""
+    """The ASGI application: everything but inference, which the server hands straight to its entry."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -231,11 +231,13 @@ class Application:
             return
         if self._gateway is None:
             raise ManagerUnavailable("The gateway is starting", retry_after=1)
-        path = scope["path"]
-        if path in INFERENCE_ROUTES or path.startswith("/v1/responses/"):
-            await self._gateway.entry(scope, receive, send)
-        else:
-            await _named(self._litestar, scope, impatient(receive, self._settings.body_seconds), send)
+        await _named(self._litestar, scope, impatient(receive, self._settings.body_seconds), send)
+
+    def direct(self, path: str) -> InferenceEntry | None:
+        """The handler of inference; None for every other path."""
+        if self._gateway is not None and (path in INFERENCE_ROUTES or path.startswith("/v1/responses/")):
+            return self._gateway.entry
+        return None
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()

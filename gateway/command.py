@@ -28,4 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     os.umask(0o007)
     logs.set_up(settings.log_level, settings.log_format)
-    serve(Application(settings), settings)
+    application = Application(settings)
+    serve(application, settings, application.direct)

@@ -3,12 +3,12 @@
 import os
 import re
 import time
-from typing import Any
+from typing import Protocol
 
 from gateway.errors import BadRequest
 from gateway.proxy.dialects import Dialect
 from gateway.proxy.meter import Meter, tokens
-from gateway.proxy.upstream import Send
+from gateway.proxy.upstream import Sink
 from gateway.types import Priority, Used, Wish
 
 PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
@@ -25,16 +25,42 @@ def request_id(headers: dict[bytes, bytes]) -> bytes:
     return given if given and REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
 
 
+class Client(Sink, Protocol):
+    """Who sent a request and gets its answer (`http11.exchange.Exchange`)."""
+
+    method: str
+    path: str
+    query: bytes
+    headers: list[tuple[bytes, bytes]]
+    started: bool
+    """Whether the client has been sent a status."""
+    ended: bool
+    """Whether the client has been sent a whole answer."""
+    gone: bool
+
+    async def body(self, limit: int, seconds: float) -> bytes:
+        """The request's whole body. Raises BodyTooLarge, RequestTimeout after so many seconds of silence."""
+        ...
+
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Set status and headers; they go out with the first piece of the body."""
+        ...
+
+    def end(self, data: bytes = b"") -> None:
+        """Take the last piece of the body."""
+        ...
+
+
 class Call:
     """Everything about one request; only its own task touches it."""
 
-    def __init__(self, scope: dict[str, Any], send: Send, dialect: Dialect) -> None:
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        self.query: bytes = scope.get("query_string", b"")
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+    def __init__(self, client: Client, dialect: Dialect) -> None:
+        self.method = client.method
+        self.path = client.path
+        self.query = client.query
+        self.headers = dict(client.headers)
         self.id = request_id(self.headers)
-        self.send = send
+        self.client = client
         self.dialect = dialect
         self.body = b""
         self.wish = Wish()
@@ -51,10 +77,6 @@ class Call:
         self.answered: float | None = None
         """When the engine began its answer; on the clock of `began`."""
         self.status = 0
-        self.started = False
-        """Whether the client has been sent a status."""
-        self.ended = False
-        """Whether the client has been sent a whole answer."""
         self.waited = 0.0
         self.began = time.perf_counter()
 
@@ -78,19 +100,10 @@ class Call:
             headers.append((b"x-hostler-queue-ms", b"%d" % round(self.waited * 1000)))
         return headers
 
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Send the status; from here on the request can't be retried."""
-        self.started, self.status = True, status
-        await self.send({"type": "http.response.start", "status": status, "headers": headers + self.own_headers()})
-
-    async def write(self, data: bytes) -> None:
-        """Send a piece of the body."""
-        await self.send({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self, data: bytes = b"") -> None:
-        """Send the last piece of the body."""
-        self.ended = True
-        await self.send({"type": "http.response.body", "body": data, "more_body": False})
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Set the status; from here on the request can't be retried."""
+        self.status = status
+        self.client.start(status, headers + self.own_headers())
 
     def patience(self, most: float) -> float:
         """Seconds this request may wait for a worker: `x-hostler-timeout`, at most `most`. Raises BadRequest."""

@@ -1,6 +1,6 @@
 """Idle connections to engines, by socket. A connection is used again only if nothing unasked came on it."""
 
-import asyncio
+import time
 from collections import deque
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Pool:
         name = str(socket)
         idle = self._idle.get(name)
         if idle and not fresh:
-            oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
+            oldest = time.monotonic() - IDLE_SECONDS
             while idle:
                 since, connection = idle.pop()
                 if not connection.lost and since >= oldest:
@@ -41,7 +41,7 @@ class Pool:
         if len(idle) >= IDLE_LIMIT:
             connection.abort()
             return
-        idle.append((asyncio.get_running_loop().time(), connection))
+        idle.append((time.monotonic(), connection))
 
     @property
     def idle(self) -> int:
@@ -50,7 +50,7 @@ class Pool:
 
     def sweep(self) -> None:
         """Close what has idled for too long; forget engines nothing is kept for."""
-        oldest = asyncio.get_running_loop().time() - IDLE_SECONDS
+        oldest = time.monotonic() - IDLE_SECONDS
         for name, idle in list(self._idle.items()):
             while idle and (idle[0][0] < oldest or idle[0][1].lost):
                 idle.popleft()[1].abort()

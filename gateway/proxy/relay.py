@@ -146,9 +146,10 @@ class Relay(Generic[LeaseT]):
         try:
             pause = self._limits.stream_grace_seconds
             while not (await asyncio.wait({waiting}, timeout=pause))[0]:
-                if not call.started:
-                    await call.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS])
-                await call.write(heartbeat(call.endpoint, self._leases.eta_seconds(call.endpoint)))
+                if not call.client.started:
+                    call.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS])
+                if not call.client.blocked:
+                    call.client.write(heartbeat(call.endpoint, self._leases.eta_seconds(call.endpoint)))
                 pause = self._limits.heartbeat_seconds
             return waiting.result()
         except asyncio.CancelledError:
@@ -210,15 +211,20 @@ class Relay(Generic[LeaseT]):
 
     async def _answer(self, call: Call, connection: Connection) -> None:
         call.answered = time.perf_counter()
-        streams = any(name == b"content-type" and b"text/event-stream" in value for name, value in connection.headers)
-        if call.started and not streams:
+        streams, headers = False, []
+        for header in connection.headers:
+            name = header[0]
+            if name == b"content-type":
+                streams = b"text/event-stream" in header[1]
+            if name not in DROPPED:
+                headers.append(header)
+        if call.client.started and not streams:
             await self._error_into_stream(call, connection)
             return
-        if not call.started:
-            headers = [header for header in connection.headers if header[0] not in DROPPED]
+        if not call.client.started:
             if streams:
                 headers = [header for header in headers if header[0] != b"cache-control"] + STREAM_HEADERS
-            await call.start(connection.status, headers)
+            call.start(connection.status, headers)
         if streams:
             await self._pump_stream(call, connection)
         else:
@@ -228,11 +234,11 @@ class Relay(Generic[LeaseT]):
         call.meter = meter = BodyMeter()
         watcher = self.response_ids.watcher(call.worker, meter) if call.dialect is RESPONSES else meter
         try:
-            await connection.pump(call.send, self._limits.stall_seconds, watcher)
+            last = await connection.pump(call.client, self._limits.stall_seconds, watcher)
         except UpstreamError as problem:
             # a status and a length are out already: only a cut connection tells the client that this is not all
             raise EngineBroke(broke(call, f"broke off in the middle of its answer: {problem}")) from problem
-        await call.end()
+        call.client.end(last)
 
     async def _pump_stream(self, call: Call, connection: Connection) -> None:
         completes = call.dialect is OPENAI
@@ -240,18 +246,19 @@ class Relay(Generic[LeaseT]):
         call.meter = end
         watcher = self.response_ids.watcher(call.worker, end) if call.dialect is RESPONSES else end
         problem: UpstreamError | None = None
+        last = b""
         try:
-            await connection.pump(call.send, self._limits.stall_seconds, watcher)
+            last = await connection.pump(call.client, self._limits.stall_seconds, watcher)
         except UpstreamError as caught:
             problem = caught
         # what is held back when a stream breaks off is half an event: the error event reads better without it
         rest = end.rest()
         if end.seen:  # nothing that follows the last event could matter to the client
-            await call.end(rest)
+            call.client.end(last + rest)
             return
         how = "stalled" if isinstance(problem, UpstreamSilent) else "ended"
         error = EngineBroke(broke(call, f"{how} in the middle of the stream"))
-        await call.end(error_event(call.dialect, error))
+        call.client.end(last + error_event(call.dialect, error))
         raise error from problem
 
     async def _error_into_stream(self, call: Call, connection: Connection) -> None:
@@ -262,7 +269,7 @@ class Relay(Generic[LeaseT]):
             body = b""
         detail = body.decode("utf-8", "replace")
         error = EngineBroke(f"The engine of '{call.endpoint}' refused with status {connection.status}: {detail}")
-        await call.end(error_event(call.dialect, error))
+        call.client.end(error_event(call.dialect, error))
         raise error
 
 

@@ -1,7 +1,6 @@
-"""The raw ASGI entry of every inference route: credential, body, model, then the relay. Nothing is rebuilt."""
+"""The entry of every inference route: credential, body, model, then the relay. Nothing is rebuilt."""
 
 import asyncio
-import io
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -9,7 +8,6 @@ from typing import Any, Protocol
 import structlog
 
 from gateway.errors import (
-    BodyTooLarge,
     ClientGone,
     GatewayError,
     InternalError,
@@ -18,13 +16,11 @@ from gateway.errors import (
 )
 from gateway.logs import RequestLine, RequestLog
 from gateway.metrics import Metrics
-from gateway.proxy.call import Call
+from gateway.proxy.call import Call, Client
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
-from gateway.proxy.upstream import Send
-from gateway.proxy.watch import Receive, abandoned_with_client, impatient
 from gateway.types import Principal, Scope, Used, Wish
 
 log = structlog.get_logger(__name__)
@@ -75,7 +71,7 @@ Resolve = Callable[[str, Callable[[str], bool]], Target]
 
 
 class InferenceEntry:
-    """One ASGI callable for all inference routes."""
+    """One handler for all inference routes."""
 
     def __init__(
         self,
@@ -98,17 +94,19 @@ class InferenceEntry:
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
 
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+    async def __call__(self, client: Client) -> None:
         """Answer one request, whatever happens."""
-        call = Call(scope, send, INFERENCE_ROUTES.get(scope["path"], RESPONSES))
+        call = Call(client, INFERENCE_ROUTES.get(client.path, RESPONSES))
         error: GatewayError | None = None
         try:
-            await self._answer(call, receive)
+            await self._answer(call)
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
-            # only the server cancels a request, when the drain time is over: it is answered, and that is the end of it
-            error = Stopping("The gateway is being stopped: try again in a moment", retry_after=5)
+            if client.gone:
+                error = ClientGone("The client hung up before its answer was whole")
+            else:  # the drain time is over: the request is answered, and that is the end of it
+                error = Stopping("The gateway is being stopped: try again in a moment", retry_after=5)
         except Exception:  # the root of a request's task: whatever is not ours to foresee becomes a 500 and a log line
             log.exception("request failed", request_id=call.id.decode())
             error = InternalError(
@@ -116,23 +114,22 @@ class InferenceEntry:
             )
         finally:
             self._account(call, error)
-        if error is not None and not call.ended:
-            await self._refuse(call, error)
+        if error is not None and not client.ended:
+            self._refuse(call, error)
 
-    async def _answer(self, call: Call, receive: Receive) -> None:
+    async def _answer(self, call: Call) -> None:
         principal = self._gatekeeper.authorize(call.headers.items(), Scope.INFERENCE)
         call.key = principal.key_id
         call.path = call.path.rstrip("/")
         if call.path.startswith("/v1/responses/"):
-            await self._answer_about_response(call, receive, principal)
+            await self._answer_about_response(call, principal)
             return
         if call.method != "POST":
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
-        call.body = await self._body(call, receive)
+        call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
         self._read(call, principal)
         call.path = ENGINE_PATHS.get(call.path, call.path)
-        async with abandoned_with_client(receive):
-            await self._relay.run(call)
+        await self._relay.run(call)
 
     def _read(self, call: Call, principal: Principal) -> None:
         """Fill in what the body asks for, and splice in what the engine must be told otherwise."""
@@ -147,7 +144,7 @@ class InferenceEntry:
         if asked.model != call.endpoint:
             call.body = with_model(call.body, kind, call.endpoint)
 
-    async def _answer_about_response(self, call: Call, receive: Receive, principal: Principal) -> None:
+    async def _answer_about_response(self, call: Call, principal: Principal) -> None:
         """`GET /v1/responses/{id}` and `POST /v1/responses/{id}/cancel` go to the worker that made it."""
         response_id, _, verb = call.path.removeprefix("/v1/responses/").partition("/")
         allowed = {"": "GET", "cancel": "POST"}.get(verb)
@@ -155,49 +152,19 @@ class InferenceEntry:
             raise lost_response(response_id)
         if call.method != allowed:
             raise MethodNotAllowed(f"{call.path} takes {allowed}, not {call.method}")
-        call.body = await self._body(call, receive)
-        async with abandoned_with_client(receive):
-            await self._relay.run_about_response(call, response_id, principal.may_use)
+        call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
+        await self._relay.run_about_response(call, response_id, principal.may_use)
 
-    async def _body(self, call: Call, receive: Receive) -> bytes:
-        """The whole body. Raises BodyTooLarge before reading one that says so, RequestTimeout, ClientGone."""
-        length = call.headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._max_body_bytes:
-            raise self._too_large()
-        whole: io.BytesIO | None = None
-        receive = impatient(receive, self._body_seconds)
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientGone("The client hung up before its request was whole")
-            part: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
-            if whole is None and not more and len(part) <= self._max_body_bytes:
-                return part
-            # grows in place and gives its bytes away without a copy: a list of pieces would cost a large body twice
-            whole = whole or io.BytesIO()
-            if whole.tell() + len(part) > self._max_body_bytes:
-                raise self._too_large()
-            whole.write(part)
-            if not more:
-                return whole.getvalue()
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The body is larger than {self._max_body_bytes // 2**20} MiB (HOSTLER_MAX_BODY_MIB): send less, or ask "
-            "the operator to raise it"
-        )
-
-    async def _refuse(self, call: Call, error: GatewayError) -> None:
+    def _refuse(self, call: Call, error: GatewayError) -> None:
         if isinstance(error, ClientGone):
             return
-        if not call.started:
+        if not call.client.started:
             body = error.body()
             length = (b"content-length", str(len(body)).encode())
-            await call.start(error.status, [*error.headers(), length])
-            await call.end(body)
+            call.start(error.status, [*error.headers(), length])
+            call.client.end(body)
         elif call.stream:
-            await call.end(error_event(call.dialect, error))
+            call.client.end(error_event(call.dialect, error))
         # else: a status and a length are out; returning with the answer unfinished makes the server cut the connection
 
     def _account(self, call: Call, error: GatewayError | None) -> None:

@@ -1,14 +1,12 @@
 """An HTTP/1.1 client connection to an engine: one asyncio.Protocol on httptools, made for forwarding.
 
-The pump: when body bytes arrive, the protocol drives the ASGI `send` coroutine itself. It nearly always finishes at
-once, so a chunk crosses the process with no future, no task switch and no queue. Where the client's socket is full the
-coroutine blocks; then the engine's socket is paused, a task finishes the write, and reading goes on: backpressure
-reaches the engine and memory stays flat.
+The pump: body bytes that arrive are written to the client in the same call, with no future, no task switch and no
+queue. Where the client's socket is full the engine's socket is paused until there is room again: backpressure reaches
+the engine and memory stays flat.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from types import coroutine
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import httptools
@@ -18,8 +16,6 @@ HEADER_LIMIT = 64 * 1024
 READ_LIMIT = 256 * 1024
 SMALL_BODY = 64 * 1024
 """Bytes of a request's body that are cheaper to copy than to write in a call of their own."""
-
-Send = Callable[[Any], Awaitable[None]]
 
 
 class UpstreamError(Exception):
@@ -46,6 +42,25 @@ class ChunkWatcher(Protocol):
         ...
 
 
+class Sink(Protocol):
+    """Where a body goes: the client's side of an exchange."""
+
+    when_free: Callable[[], None] | None
+
+    @property
+    def blocked(self) -> bool:
+        """Whether it should get no more for now; `when_free` is called once that is over."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Take a piece; never waits."""
+        ...
+
+    def flush(self) -> None:
+        """Send what is held back for the first piece: it is not here yet."""
+        ...
+
+
 class Connection(asyncio.Protocol):
     """One connection, one request at a time: `request`, `head`, then `pump` or `read`."""
 
@@ -55,7 +70,9 @@ class Connection(asyncio.Protocol):
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._blocked: asyncio.Task[None] | None = None
+        self._timer_at = 0.0
+        self._patience = 0.0
+        """Seconds of silence after which whoever waits is told so."""
         self.lost = False
         self._reset()
 
@@ -71,7 +88,7 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._held = 0
         self._paused = False
-        self._send: Send | None = None
+        self._sink: Sink | None = None
         self._watcher: ChunkWatcher | None = None
         self._heard = 0.0
         self._unasked = False
@@ -81,7 +98,8 @@ class Connection(asyncio.Protocol):
     def request(self, head: bytes, body: bytes) -> None:
         """Send a request: its head up to and with the empty line, and its whole body."""
         self._reset()
-        self._parser = httptools.HttpResponseParser(self)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         if self.transport is None or self.lost:
             self._fail(UpstreamClosed("the connection was closed while idle"))
             return
@@ -93,7 +111,7 @@ class Connection(asyncio.Protocol):
 
     async def head(self, seconds: float) -> None:
         """Wait until status and headers are there. Raises UpstreamClosed, UpstreamMalformed, UpstreamSilent."""
-        await self._wait_until(lambda: not self._in_headers, seconds)
+        await self._wait_until(self._is_headed, seconds)
 
     async def read(self, seconds: float, limit: int) -> bytes:
         """The whole body, at most `limit` bytes of it. Raises as `head`."""
@@ -103,70 +121,90 @@ class Connection(asyncio.Protocol):
             if self.done:
                 return bytes(body)
             self._read_on()
-            await self._wait_until(lambda: self.done or bool(self._chunks), seconds)
+            await self._wait_until(self._has_some, seconds)
 
-    async def pump(self, send: Send, stall_seconds: float, watcher: ChunkWatcher | None = None) -> None:
-        """Forward the body as it comes until it is whole. Raises as `head`; what was sent stays sent."""
+    async def pump(self, sink: Sink, stall_seconds: float, watcher: ChunkWatcher | None = None) -> bytes:
+        """Forward the body as it comes until it is whole. Raises as `head`; what was written stays written.
+
+        Returns the last piece of the body, which is not written: it goes out best with whatever ends the answer.
+        """
         self._watcher = watcher
         if watcher is not None:
             # what came in one piece with the head
             self._chunks = [kept for chunk in self._chunks if (kept := watcher.feed(chunk))]
-        self._send = send
-        if self._chunks:
-            self._flush()
-        self._read_on()
-        try:
-            await self._wait_until(lambda: self.done, stall_seconds)
-        except asyncio.CancelledError:
-            self.abort()
-            raise
-        finally:
-            # a write that the client holds up comes first: nothing may overtake it, not even an error event
-            while self._blocked is not None:
-                await self._blocked
+        if not self.done:
+            self._sink = sink
+            sink.when_free = self._read_on
+            if self._chunks:
+                self._flush()
+            else:
+                sink.flush()
+            if not sink.blocked:
+                self._read_on()
+            try:
+                await self._wait_until(self._is_done, stall_seconds)
+            except asyncio.CancelledError:
+                self.abort()
+                raise
+            finally:
+                sink.when_free = None
+        return self._take()
 
     def abort(self) -> None:
         """Close at once; the engine notices and gives up the request."""
-        self._send = None
-        if self._blocked is not None:
-            self._blocked.cancel()
+        self._sink = None
         if self.transport is not None:
             self.transport.abort()
 
     # waiting
 
+    def _is_headed(self) -> bool:
+        return not self._in_headers
+
+    def _is_done(self) -> bool:
+        return self.done
+
+    def _has_some(self) -> bool:
+        return self.done or bool(self._chunks)
+
     async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        self._heard = self._loop.time()
+        if not ready():
+            self._heard = self._loop.time()
+            self._patience = seconds
+            self._watch_clock()
         while not ready():
             if self._error is not None:
                 raise self._error
             self._waiter = self._loop.create_future()
-            if self._timer is None:
-                self._timer = self._loop.call_later(seconds, self._tick, seconds)
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-                self._stop_timer()
         if self._error is not None and not self.done:
             raise self._error
 
-    def _tick(self, seconds: float) -> None:
-        """One lazy timer a wait: it looks how long the silence really is and sleeps on if it was broken."""
+    def _watch_clock(self) -> None:
+        """One lazy timer a connection, set anew only where it would come too late."""
+        until = self._heard + self._patience
+        if self._timer is not None:
+            if self._timer_at <= until:
+                return
+            self._timer.cancel()
+        self._timer_at = until
+        self._timer = self._loop.call_at(until, self._tick)
+
+    def _tick(self) -> None:
+        """Look how long the silence really is, and sleep on if it was broken."""
         self._timer = None
-        if self._blocked is not None:
+        if self._waiter is None:
+            return
+        if self._sink is not None and self._sink.blocked:
             # it is the client that does not read; the engine is not to blame
             self._heard = self._loop.time()
-        left = self._heard + seconds - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._tick, seconds)
+        if self._heard + self._patience > self._loop.time():
+            self._watch_clock()
         else:
-            self._fail(UpstreamSilent(f"nothing came for {seconds:g} s"))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+            self._fail(UpstreamSilent(f"nothing came for {self._patience:g} s"))
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -202,21 +240,28 @@ class Connection(asyncio.Protocol):
             return
         if self._unasked:
             self.reusable = False
-        if self._in_headers and self._header_bytes > HEADER_LIMIT:
-            self._malformed(f"its header is over {HEADER_LIMIT} bytes")
+        if self._in_headers:
+            if self._header_bytes > HEADER_LIMIT:
+                self._malformed(f"its header is over {HEADER_LIMIT} bytes")
             return
-        if self._send is not None and self._chunks:
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        if self.done or self._sink is None:
+            if self._held > READ_LIMIT:
+                self._pause()  # nobody takes it yet
+            self._wake()  # the last piece is for whoever ends the answer
+        elif self._chunks:
             self._flush()
-        elif self._held > READ_LIMIT:
-            self._pause()  # nobody takes it yet: the client is still being told the status
-        if not self._in_headers and (self._send is None or self.done):
-            self._wake()
 
     def eof_received(self) -> bool:
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.done or self._parser is None:
             self._wake()
             return
@@ -285,62 +330,18 @@ class Connection(asyncio.Protocol):
             self._paused = True
 
     def _read_on(self) -> None:
-        if self.transport is not None and self._paused and not self.transport.is_closing() and self._blocked is None:
+        if self._paused and self.transport is not None and not self.transport.is_closing():
             self.transport.resume_reading()
             self._paused = False
-
-    @staticmethod
-    def _body(data: bytes) -> dict[str, object]:
-        return {"type": "http.response.body", "body": data, "more_body": True}
+            self._heard = self._loop.time()
 
     def _flush(self) -> None:
-        """Hand what has come to the client's side, without a task if it takes it at once."""
-        if self._blocked is not None or self._send is None:
-            return
-        step = self._send(self._body(self._take()))
-        try:
-            blocked_on = step.send(None)  # type: ignore[attr-defined]  # ASGI's send is a coroutine function
-        except StopIteration:
-            return
-        except BaseException as problem:  # noqa: BLE001 - whatever the client's side raises belongs to the relay
-            self._fail(problem)
-            return
-        self._pause()
-        self._blocked = self._loop.create_task(self._finish(step, blocked_on))  # type: ignore[arg-type]
-
-    async def _finish(self, step: Coroutine[Any, Any, None], blocked_on: Any) -> None:
-        """Complete a blocked write and whatever has come since, then read on."""
-        try:
-            await _resume(step, blocked_on)
-            while self._chunks and self._send is not None:
-                await self._send(self._body(self._take()))
-        except asyncio.CancelledError:
-            raise
-        except Exception as problem:  # noqa: BLE001 - as in _flush
-            self._fail(problem)
-        finally:
-            self._blocked = None
-            self._read_on()
-        if self.done:
-            self._wake()
-
-
-@coroutine
-def _resume(step: Coroutine[Any, Any, None], blocked_on: Any) -> Generator[Any, Any, None]:
-    """Await the rest of a coroutine that was begun by hand and has yielded a future already."""
-    while True:
-        try:
-            value = yield blocked_on
-        except BaseException as problem:  # noqa: BLE001 - passed on into the coroutine, as `yield from` does
-            try:
-                blocked_on = step.throw(problem)
-            except StopIteration:
-                return
-        else:
-            try:
-                blocked_on = step.send(value)
-            except StopIteration:
-                return
+        """Hand what has come to the client's side."""
+        sink = self._sink
+        if sink is not None:
+            sink.write(self._take())
+            if sink.blocked:
+                self._pause()
 
 
 async def connect(socket: str, seconds: float) -> Connection:

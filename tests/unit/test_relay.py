@@ -5,7 +5,6 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -43,25 +42,41 @@ LIMITS = Settings(
 class Client:
     """What the gateway's client was sent."""
 
+    method, path, query = "POST", "/v1/completions", b""
+    blocked = False
+    gone = False
+
     def __init__(
         self, dialect: Dialect = OPENAI, *, stream: bool = False, headers: dict[bytes, bytes] | None = None
     ) -> None:
+        self.headers = list((headers or {}).items())
+        self.when_free: Callable[[], None] | None = None
         self.status = 0
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.ended = False
-        given = list((headers or {}).items())
-        self.call = Call({"method": "POST", "path": "/v1/completions", "headers": given}, self.send, dialect)
+        self.sent_headers: dict[bytes, bytes] = {}
+        self.sent = b""
+        self.started = self.ended = False
+        self.call = Call(self, dialect)
         self.call.endpoint, self.call.stream, self.call.body = "a", stream, b"{}"
 
-    async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
-            assert not self.status, "a second status"
-            self.status, self.headers = message["status"], dict(message["headers"])
-            return
+    async def body(self, _limit: int, _seconds: float) -> bytes:
+        return b"{}"
+
+    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        assert not self.started, "a second status"
+        self.started = True
+        self.status, self.sent_headers = status, dict(headers)
+
+    def write(self, data: bytes) -> None:
+        assert self.started
         assert not self.ended, "something after the end"
-        self.body += message["body"]
-        self.ended = not message["more_body"]
+        self.sent += data
+
+    def flush(self) -> None:
+        assert self.started
+
+    def end(self, data: bytes = b"") -> None:
+        self.write(data)
+        self.ended = True
 
 
 class House:
@@ -135,10 +150,10 @@ async def test_an_answer_is_forwarded_with_our_headers_and_without_the_engines_o
     await house.engine("w1", answering(JSON))
     client = Client(headers={b"x-request-id": b"mine"})
     assert await house.run(client) is None
-    assert (client.status, client.body, client.ended) == (200, b'{"id":"x"}\n', True)
-    assert client.headers[b"x-hostler-worker"] == b"w1"
-    assert client.headers[b"x-request-id"] == b"mine"
-    assert b"server" not in client.headers
+    assert (client.status, client.sent, client.ended) == (200, b'{"id":"x"}\n', True)
+    assert client.sent_headers[b"x-hostler-worker"] == b"w1"
+    assert client.sent_headers[b"x-request-id"] == b"mine"
+    assert b"server" not in client.sent_headers
 
 
 async def test_credentials_stay_here_and_the_engine_gets_what_it_needs(house: House) -> None:
@@ -171,8 +186,8 @@ async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_
     await house.engine("w1", answering(EVENTS + ONE_EVENT + DONE + b"0\r\n\r\n"))
     client = Client(stream=True)
     assert await house.run(client) is None
-    assert client.body == b'data: {"n":1}\n\ndata: [DONE]\n\n'
-    assert client.headers[b"cache-control"] == b"no-cache"
+    assert client.sent == b'data: {"n":1}\n\ndata: [DONE]\n\n'
+    assert client.sent_headers[b"cache-control"] == b"no-cache"
 
 
 # what breaks
@@ -207,7 +222,7 @@ async def test_a_worker_that_closes_before_its_answer_is_passed_over_for_another
     for _ in range(4):
         client = Client()
         assert await house.run(client) is None
-        assert client.headers[b"x-hostler-worker"] == b"w2"
+        assert client.sent_headers[b"x-hostler-worker"] == b"w2"
 
 
 async def test_a_worker_that_takes_no_connection_is_passed_over_and_left_alone(house: House) -> None:
@@ -216,7 +231,7 @@ async def test_a_worker_that_takes_no_connection_is_passed_over_and_left_alone(h
     await house.engine("w2", answering(JSON))
     client = Client()
     assert await house.run(client) is None
-    assert client.headers[b"x-hostler-worker"] == b"w2"
+    assert client.sent_headers[b"x-hostler-worker"] == b"w2"
     house.demand.slots["w2"].in_flight = 3
     assert house.demand.try_acquire("a").slot.id == "w2"  # type: ignore[union-attr]  # there is room
     house.demand.slots["w2"].in_flight = 0
@@ -273,7 +288,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error_event(house: House, e
     await house.engine("w1", answering(EVENTS + ONE_EVENT + end, close=True))
     client = Client(stream=True)
     assert isinstance(await house.run(client), EngineBroke)
-    _, error, done = (event.removeprefix(b"data: ") for event in client.body.strip().split(b"\n\n"))
+    _, error, done = (event.removeprefix(b"data: ") for event in client.sent.strip().split(b"\n\n"))
     assert json.loads(error)["error"]["code"] == "engine_broke"
     assert (done, client.ended) == (b"[DONE]", True)
 
@@ -282,7 +297,7 @@ async def test_a_stream_that_stalls_ends_with_an_error_event(house: House) -> No
     await house.engine("w1", answering(EVENTS + ONE_EVENT))
     client = Client(stream=True)
     assert isinstance(await house.run(client), EngineBroke)
-    assert b"stalled in the middle" in client.body
+    assert b"stalled in the middle" in client.sent
 
 
 # waiting
@@ -291,19 +306,19 @@ async def test_a_stream_that_stalls_ends_with_an_error_event(house: House) -> No
 async def test_a_waiting_stream_gets_heartbeats_and_then_its_answer(house: House) -> None:
     client = Client(stream=True)
     running = asyncio.create_task(house.run(client))
-    await wait_until_async(lambda: client.body.count(b": loading a\n\n") >= 3)
+    await wait_until_async(lambda: client.sent.count(b": loading a\n\n") >= 3)
     await house.engine("w1", answering(EVENTS + DONE + b"0\r\n\r\n"))
     assert await running is None
-    assert client.body.endswith(b"\n\ndata: [DONE]\n\n")
+    assert client.sent.endswith(b"\n\ndata: [DONE]\n\n")
 
 
 async def test_an_engines_refusal_after_heartbeats_becomes_an_error_event(house: House) -> None:
     client = Client(stream=True)
     running = asyncio.create_task(house.run(client))
-    await wait_until_async(lambda: client.body)
+    await wait_until_async(lambda: client.sent)
     await house.engine("w1", answering(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 3\r\n\r\nwhy"))
     assert isinstance(await running, EngineBroke)
-    assert b"status 400: why" in client.body
+    assert b"status 400: why" in client.sent
 
 
 async def test_a_client_that_leaves_while_waiting_leaves_nothing_behind(house: House) -> None:
@@ -327,7 +342,7 @@ async def test_a_client_that_leaves_mid_answer_closes_the_engines_connection(hou
     await house.engine("w1", slow)
     client = Client(stream=True)
     running = asyncio.create_task(house.relay.run(client.call))
-    await wait_until_async(lambda: client.body)
+    await wait_until_async(lambda: client.sent)
     running.cancel()
     async with asyncio.timeout(0.1):
         await closed.wait()
@@ -352,7 +367,7 @@ async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: Ho
     await house.engine("w2", answering(made))
     client = Client(RESPONSES)
     await house.relay.run_about_response(client.call, "resp_1-a", lambda _name: True)
-    assert client.headers[b"x-hostler-worker"] == b"w1"
+    assert client.sent_headers[b"x-hostler-worker"] == b"w1"
     may: list[tuple[str, Callable[[str], bool]]] = [("resp_2", lambda _: True), ("resp_1-a", lambda _: False)]
     for response_id, allowed in may:
         with pytest.raises(NotFound):

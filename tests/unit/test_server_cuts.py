@@ -88,8 +88,8 @@ async def serving(header_seconds: float) -> AsyncIterator[Exchange]:
 
 
 def without_ids(answers: bytes) -> bytes:
-    """Without what differs from one refusal to the next."""
-    return re.sub(rb"x-request-id: [0-9a-f]{32}\r\n", b"", answers)
+    """Without what differs from one refusal to the next, and the word to send a body that may be there by then."""
+    return re.sub(rb"x-request-id: [0-9a-f]{32}\r\n|HTTP/1.1 100 Continue\r\n\r\n", b"", answers)
 
 
 def in_chunks(body: bytes, size: int) -> bytes:
@@ -170,4 +170,4 @@ async def test_nothing_comes_into_the_middle_of_an_answer(rest: bytes, ahead: in
         answers = (await exchange(SLOW, *[SLOW] * ahead, rest)).replace(CLOSE, b"")
     whole = b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n" + b"." * 10
     after = answers.removeprefix(whole * (1 + ahead))
-    assert after == b"" or after.startswith(b"HTTP/1.1 408 ")
+    assert after == b"" or re.match(rb"HTTP/1\.1 (400|408|431) ", after)

@@ -13,6 +13,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# how long an example takes says how busy the machine is, and nothing of what is tested
+settings.register_profile("hostler", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hostler")
 
 LEVELS = ("unit", "integration", "docker", "engine", "gpu")
 FOLDER = Path(__file__).parent

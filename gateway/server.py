@@ -1,5 +1,6 @@
 """uvicorn as Hostler runs it: uvloop, our own protocol, signals, drain."""
 
+import resource
 import signal
 import sys
 from typing import Any
@@ -8,6 +9,21 @@ import uvicorn
 
 from gateway.http11.connection import ClientConnection, Direct
 from gateway.settings import Settings
+
+OPEN_FILES = 65_536
+"""Enough for 32,000 requests at once, each with a connection to its client and one to its engine."""
+
+
+def allow_open_files(wanted: int = OPEN_FILES) -> None:
+    """Raise this process's soft limit of open files, as far as its hard limit lets it.
+
+    Shells and service managers still give 1,024, for the sake of programs that use select(2): 500 streams would use
+    them up.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def no_direct(_path: str) -> None:
@@ -31,6 +47,7 @@ def serve(app: Any, settings: Settings, direct: Direct = no_direct) -> None:
 
     A stop that was asked for is no failure: the process then ends with status 0.
     """
+    allow_open_files()
     # uvicorn raises the signal again when it has finished, and ours is the handler it finds then
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = uvicorn.Config(

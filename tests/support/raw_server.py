@@ -57,7 +57,7 @@ HEALTHY = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"
 
 
 async def read_call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """As `read_request`; whoever asks before how the engine does (probes, the canary) is told that, and does not count."""
+    """As `read_request`; whoever asks before how the engine does (a probe, the canary) is told, and does not count."""
     while (request := await read_request(reader)).startswith((b"GET /health ", b"GET /metrics ")):
         writer.write(HEALTHY)
     return request

@@ -98,7 +98,7 @@ def test_nobody_gets_a_request_beyond_its_bound(figures: list[tuple[int, int, se
 def test_of_many_new_prompts_nobody_gets_much_more_than_its_share(beginnings: list[int], number: int) -> None:
     workers = [Worker() for _ in range(number)]
     for count, beginning in enumerate(beginnings):
-        new = PROMPTS[beginning] + b"%d" % count * 300
+        new = PROMPTS[beginning] + b"%03d" % count * 100  # none begins with another one: that would be its next turn
         worker = choose(workers, workers, Trail(new))
         worker.memory.remember(Trail(new).points())
         worker.given += 1

@@ -57,10 +57,14 @@ def bring_back_seconds(worker: KnownWorker, endpoint: WantedEndpoint | None, lef
 
 
 def residue_mib(worker: KnownWorker, promise: int) -> int:
-    """What a worker that is asleep holds on each of its cards."""
-    if worker.memory_mib is not None:
-        return worker.memory_mib
-    return min(promise, RESIDUE_MIB)
+    """What a worker that is asleep holds on each of its cards.
+
+    The memory that is shown may be that of a moment ago, when it was awake; what came back was proven by the sleep.
+    """
+    freed = worker.sleep.freed_mib if worker.sleep is not None else None
+    if worker.memory_mib is None:
+        return min(promise, RESIDUE_MIB) if freed is None else max(0, promise - freed)
+    return worker.memory_mib if freed is None else min(worker.memory_mib, max(0, promise - freed))
 
 
 def expected_residue_mib(worker: KnownWorker, promise: int) -> int:
@@ -68,7 +72,9 @@ def expected_residue_mib(worker: KnownWorker, promise: int) -> int:
     freed = worker.sleep.freed_mib if worker.sleep is not None else None
     if freed is None:
         return min(promise, RESIDUE_MIB)
-    return max(0, (worker.memory_mib if worker.memory_mib is not None else promise) - freed)
+    # less than what came back is what was shown while it slept
+    awake = worker.memory_mib if worker.memory_mib is not None and worker.memory_mib >= freed else promise
+    return max(0, awake - freed)
 
 
 def sleeping_host_mib(worker: KnownWorker, endpoint: WantedEndpoint | None) -> int:

@@ -191,7 +191,13 @@ class _Planner:
         going = [one for one, how in board.leaving.items() if how is Residency.GONE and board.rests(board.kept[one])]
         room = board.sleep_budget_left() + sum(board.host_mib(board.kept[one]) for one in going)
         chosen: list[KnownWorker] = []
-        asleep = [one for one in board.kept.values() if board.rests(one) and one.spec.id not in going]
+        asleep = [
+            one
+            for one in board.kept.values()
+            if board.rests(one)
+            and one.spec.id not in going
+            and not ((owner := board.owner(one)) is not None and owner.waiting)
+        ]
         for sleeper in sorted(asleep, key=lambda one: (one.last_used, one.spec.id)):
             if room >= ladder.sleeping_host_mib(worker, endpoint) or sleeper.last_used >= worker.last_used:
                 break

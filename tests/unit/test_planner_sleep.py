@@ -77,6 +77,12 @@ def test_a_sleeper_holds_its_residue_only_and_its_promise_again_once_it_is_asked
     assert started(narrow, plan(narrow)) == []
 
 
+def test_a_sleeper_counts_with_what_came_back_though_the_memory_shown_is_that_of_a_moment_ago() -> None:
+    stale = asleep("b", 1, "one", memory_mib=10_000)
+    before = scene(endpoint("a", promise=CARD - 1_000, **waiting()), sleepy("b"), stale)
+    assert len(started(before, plan(before))) == 1
+
+
 def test_a_sleeper_that_cannot_wake_waits_for_its_card_as_long_as_a_start_takes_and_then_another_starts() -> None:
     busy = worker("b", 1, "one", in_flight=1)
     ends = [endpoint("b", in_flight=1), sleepy("a", load_seconds=40, **waiting(since=NOW - 39))]
@@ -271,3 +277,10 @@ def test_a_card_is_held_for_a_starving_endpoint_while_those_on_it_stay_their_tim
     before = scene(*ends, *workers, one=CARD, two=CARD)
     assert started(before, plan(before)) == []
     assert "is held for it" in why(plan(before), Verb.WAIT)
+
+
+def test_no_sleeper_that_somebody_waits_for_gives_its_host_memory_away() -> None:
+    ends = [sleepy("a"), sleepy("b", promise=CARD, **waiting())]
+    idle = able("a", 1, "one", last_used=NOW - 60, since=NOW - 1, sleep=None)
+    before = scene(*ends, idle, asleep("b", 1, "one", promise=CARD), budget=HOST_OF_SLEEPER)
+    assert "b-1" not in drained(before, plan(before))

@@ -142,6 +142,14 @@ def test_sleep_gives_the_memory_back_and_the_same_engine_wakes_with_the_same_ans
     assert host.used_mib(GPU) == 2 * SMALL
 
 
+def wait_until_nothing_is_held(machine: Machine, worker: str) -> None:
+    def nothing() -> bool:
+        seen = machine.worker(worker)
+        return seen is not None and seen.memory_mib is None
+
+    wait_until(nothing, f"the next reading of the cards shows nothing of {worker}")
+
+
 def test_a_sleep_that_fails_ends_the_engine_and_is_not_tried_again(machine: Machine) -> None:
     machine.start(HOSTLER_SLEEP_SECONDS="8")
     faults = {"refused": "refuse_sleep", "hung": "hang_on_sleep", "kept": "memory_not_returned"}
@@ -153,7 +161,8 @@ def test_a_sleep_that_fails_ends_the_engine_and_is_not_tried_again(machine: Mach
         wait_until_ended(engine)
         # the memory is wanted by somebody else: nothing is started in order to sleep
         wait_until_told(machine, worker, FailureKind.SLEEP_FAILED)
-        assert machine.wait_for(WorkerState.WAITING, worker).memory_mib is None
+        machine.wait_for(WorkerState.WAITING, worker)
+        wait_until_nothing_is_held(machine, worker)
     machine.send(*specs)
     for worker, engine in engines.items():
         assert_recycled(machine, worker, engine, FailureKind.SLEEP_FAILED)

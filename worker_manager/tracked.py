@@ -16,7 +16,7 @@ from worker_manager.contract import (
     WorkerState,
     spec_hash,
 )
-from worker_manager.engines.diagnosis import PERMANENT_KINDS
+from worker_manager.engines.last_words import PERMANENT_KINDS
 
 BACKOFF_SECONDS = 10.0
 BACKOFF_MAX_SECONDS = 300.0

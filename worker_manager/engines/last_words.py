@@ -116,7 +116,8 @@ MEMORY = (
     ),
     _rule(
         FailureKind.SHARED_MEMORY,
-        r"No space left on device: '?/dev/shm|Insufficient space in /dev/shm|Error while creating shared memory|/dev/shm.*(too small|No space)|"
+        r"No space left on device: '?/dev/shm|Insufficient space in /dev/shm|Error while creating shared memory|"
+        r"/dev/shm.*(too small|No space)|"
         r"unable to (open|allocate|mmap|resize|write to) .*shared memory|Bus error|insufficient shared memory|"
         r"No space left on device.*\b(shm|psm_)",
         "the shared memory (/dev/shm) is too small",

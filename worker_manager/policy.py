@@ -183,8 +183,12 @@ def container_body(
     resolved_model: str | None,
     generation: int,
     entrypoint: tuple[str, ...] = ("vllm", "serve"),
+    length: int | None = None,
 ) -> dict[str, Any]:
-    """The body for `POST /containers/create`. `entrypoint` is the image's own. Raises `PolicyRefusal`."""
+    """The body for `POST /containers/create`. `entrypoint` is the image's own; `length`: instead of the spec's.
+
+    Raises `PolicyRefusal`.
+    """
     image = image_of(spec, context.images)
     check_spec(spec, context.gpu_totals_mib, context.device)
     model = check_model_folder(spec, resolved_model)
@@ -199,6 +203,7 @@ def container_body(
         stop_seconds=context.stop_seconds,
         gpu_totals_mib=context.gpu_totals_mib,
         sleep=sleep,
+        length=length,
     )
     env = vllm.environment(
         spec,

@@ -285,7 +285,7 @@ class Supervisor:
     async def _start(self, known: Tracked, spec: WorkerSpec) -> None:
         logger.info("worker_starts", worker=spec.id, endpoint=spec.endpoint, gpus=spec.gpus)
         try:
-            await self._launcher.start_worker(spec, self.generation)
+            await self._launcher.start_worker(spec, self.generation, length=known.shortened)
         except PolicyRefusal as refusal:
             failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
             logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
@@ -316,7 +316,10 @@ class Supervisor:
         ready_seconds = now - known.since if was_ready else 0.0
         failure = causes.of_death(action, lines, was_ready=was_ready, now=now)
         logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
-        self._set(action.id, life.died(known, failure, now, ready_seconds))
+        after = life.died(known, failure, now, ready_seconds)
+        if after.shortened != known.shortened:
+            logger.warning("worker_repaired", worker=action.id, max_model_len=after.shortened)
+        self._set(action.id, after)
 
     async def _stop(self, worker: str, grace_seconds: float) -> None:
         await self._launcher.stop(worker, grace_seconds)

@@ -16,7 +16,7 @@ from worker_manager.contract import (
     WorkerState,
     spec_hash,
 )
-from worker_manager.engines.last_words import PERMANENT_KINDS
+from worker_manager.engines.last_words import PERMANENT_KINDS, length_that_fits
 
 BACKOFF_SECONDS = 10.0
 BACKOFF_MAX_SECONDS = 300.0
@@ -25,6 +25,11 @@ HEALTHY_SECONDS = 600.0
 DEATHS_LIMIT = 5
 DEATHS_WINDOW_SECONDS = 1800.0
 UNAVAILABLE_RETRY_SECONDS = 5.0
+LENGTH_MARGIN = 0.98
+"""Part of the length that would fit which is asked for: the engine measures its memory anew at each start."""
+LENGTH_STEP = 16
+LENGTH_LEAST = 1024
+"""Tokens below which a shorter context is no help."""
 BUSY_RETRY_SECONDS = 5.0
 """Between two tries to let a worker sleep that still had requests."""
 FOUND_RUNNING = "found running"
@@ -66,6 +71,8 @@ class Tracked(msgspec.Struct, frozen=True, kw_only=True):
     """Since when it should wake and lacks the memory."""
     condemned: Failure | None = None
     """It runs and is to be replaced, for this reason."""
+    shortened: int | None = None
+    """The context length that its engine is started with, whatever the spec says: what it had said would fit."""
 
 
 def fresh(spec: WorkerSpec, now: float) -> Tracked:
@@ -133,7 +140,8 @@ def failed(known: Tracked, failure: Failure, now: float) -> Tracked:
 def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.0) -> Tracked:
     """After a death: BACKOFF, or FAILED if it would be in vain. `ready_seconds`: how long it had served.
 
-    The first death of a worker that had served is not held against it: it starts again at once.
+    The first death of a worker that had served is not held against it: it starts again at once. So does, once, one
+    whose context did not fit and that nobody asked a length for.
     """
     if failure.kind in RECYCLED_KINDS:
         anew = entered(known, WorkerState.WAITING, now)
@@ -141,6 +149,10 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
     recent = () if ready_seconds >= HEALTHY_SECONDS else known.deaths
     deaths = (*(at for at in recent if now - at < DEATHS_WINDOW_SECONDS), now)
     counted = msgspec.structs.replace(known, deaths=deaths)
+    if (length := _length_instead(known, failure)) is not None:
+        again = entered(counted, WorkerState.BACKOFF, now, f"starts again with max_model_len {length}, which fits")
+        changes = {"retry_at": now, "failure": failure, "restarts": len(deaths), "shortened": length}
+        return msgspec.structs.replace(again, since=now, **changes)
     if failure.kind in PERMANENT_KINDS and ready_seconds == 0:
         return failed(counted, failure, now)
     if len(deaths) >= DEATHS_LIMIT:
@@ -150,6 +162,23 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
     delay = 0.0 if first else backoff_seconds(known.spec.id, len(deaths))
     waiting = entered(counted, WorkerState.BACKOFF, now, f"died; starts again after {delay:.0f} s: {failure.message}")
     return msgspec.structs.replace(waiting, since=now, retry_at=now + delay, failure=failure, restarts=len(deaths))
+
+
+def _length_instead(known: Tracked, failure: Failure) -> int | None:
+    """The context length that a worker may be started with instead, once, where nobody asked for one."""
+    asked = known.spec.max_model_len is not None and not known.spec.is_length_chosen
+    if failure.kind is not FailureKind.KV_CACHE_TOO_SMALL or asked or known.shortened is not None:
+        return None
+    fits = length_that_fits(failure.log_tail)
+    length = int((fits or 0) * LENGTH_MARGIN) // LENGTH_STEP * LENGTH_STEP
+    return length if length >= LENGTH_LEAST else None
+
+
+def repair(known: Tracked) -> str:
+    """What was changed so that it serves, as a sentence; empty where nothing was."""
+    if known.shortened is None:
+        return ""
+    return f"max_model_len was lowered to {known.shortened}: more does not fit into the KV cache"
 
 
 def backoff_seconds(worker: str, deaths: int) -> float:
@@ -176,7 +205,7 @@ def observed(known: Tracked, memory_mib: int | None, measured: MeasuredMemory | 
         residency=warmth,
         since=known.since,
         socket=f"{known.spec.id}/{ENGINE_SOCKET}",
-        reason=known.reason,
+        reason=known.reason or repair(known),
         restarts=known.restarts,
         retry_at=known.retry_at if known.state is WorkerState.BACKOFF else None,
         failure=known.failure,

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -152,6 +153,27 @@ def test_a_missing_model_fails_at_once_with_a_hint(machine: Machine) -> None:
     assert failed.failure is not None
     assert failed.failure.kind is FailureKind.MODEL_MISSING
     assert failed.failure.hint
+
+
+def test_a_context_that_does_not_fit_is_shortened_once_where_nobody_asked_for_a_length(machine: Machine) -> None:
+    machine.add_model("wide", kv_mib=64, kv_kib_per_token=16)
+    machine.start()
+    machine.send(spec(model="local/wide"))
+    ready = machine.wait_for(WorkerState.READY)
+    assert "max_model_len was lowered to 4000" in ready.reason
+    assert ready.failure is not None
+    assert ready.failure.kind is FailureKind.KV_CACHE_TOO_SMALL
+    assert ready.restarts == 1
+    assert "--max-model-len=4000" in Path(f"/proc/{machine.pid()}/cmdline").read_text()
+
+
+def test_a_length_that_was_asked_for_is_never_changed(machine: Machine) -> None:
+    machine.add_model("wide", kv_mib=64, kv_kib_per_token=16)
+    machine.start()
+    machine.send(spec(model="local/wide", max_model_len=8000))
+    failed = machine.wait_for(WorkerState.FAILED)
+    assert failed.failure is not None
+    assert "max_model_len to 4096 or less" in failed.failure.hint
 
 
 def test_a_load_that_takes_too_long_is_cut_off(machine: Machine) -> None:

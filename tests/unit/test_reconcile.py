@@ -1,3 +1,5 @@
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -19,6 +21,7 @@ from worker_manager.contract import (
     WorkerState,
     spec_hash,
 )
+from worker_manager.engines.last_words import PERMANENT_KINDS
 from worker_manager.launchers.base import Unit, UnitKind
 
 NOW = 1_000_000.0
@@ -236,10 +239,46 @@ def test_deaths_are_forgotten_after_half_an_hour_and_after_ten_healthy_minutes()
     assert len(life.died(known, failure(), NOW, ready_seconds=601).deaths) == 1
 
 
-def test_a_failure_that_would_come_again_is_final_at_once() -> None:
-    assert life.died(tracked(spec(), WorkerState.LOADING), failure(FailureKind.BAD_FLAG), NOW).state is (
-        WorkerState.FAILED
-    )
+@pytest.mark.parametrize("kind", FailureKind)
+def test_a_failure_that_would_come_again_is_final_at_once_and_says_why(kind: FailureKind) -> None:
+    first = life.died(tracked(spec(), WorkerState.LOADING), failure(kind), NOW)
+    assert (first.state is WorkerState.FAILED) == (kind in PERMANENT_KINDS)
+    assert first.failure == failure(kind)
+    assert "it broke" in first.reason or kind in life.RECYCLED_KINDS
+    served = life.died(tracked(spec(), WorkerState.READY), failure(kind), NOW, ready_seconds=5)
+    assert served.state is not WorkerState.FAILED
+
+
+def too_long(fits: int = 10_000) -> Failure:
+    said = f"ValueError: ... Based on the available memory, the estimated maximum model length is {fits}. Try ..."
+    return msgspec.structs.replace(failure(FailureKind.KV_CACHE_TOO_SMALL), log_tail=("INFO", said, "Traceback", ""))
+
+
+@pytest.mark.parametrize("change", [{}, {"max_model_len": 40_000, "is_length_chosen": True}])
+def test_a_context_that_nobody_asked_for_and_that_does_not_fit_is_shortened_once(change: dict[str, Any]) -> None:
+    once = life.died(tracked(spec(**change), WorkerState.LOADING), too_long(), NOW)
+    assert (once.state, once.retry_at, once.shortened) == (WorkerState.BACKOFF, NOW, 9792)
+    assert "9792" in once.reason
+    assert once.spec_hash == spec_hash(spec(**change))
+    ready = life.observed(life.entered(once, WorkerState.READY, NOW), None, None)
+    assert "max_model_len was lowered to 9792" in ready.reason
+    again = life.died(life.entered(once, WorkerState.LOADING, NOW), too_long(9000), NOW)
+    assert (again.state, again.shortened) == (WorkerState.FAILED, 9792)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"max_model_len": 40_000}, too_long()),
+        ({}, too_long(900)),
+        ({}, failure(FailureKind.KV_CACHE_TOO_SMALL)),
+        ({}, msgspec.structs.replace(too_long(), kind=FailureKind.BAD_FLAG)),
+    ],
+    ids=["a length that was asked for", "too little to be of use", "nothing said of what fits", "another failure"],
+)
+def test_no_other_context_is_shortened(change: dict[str, Any], why: Failure) -> None:
+    known = life.died(tracked(spec(**change), WorkerState.LOADING), why, NOW)
+    assert (known.state, known.shortened) == (WorkerState.FAILED, None)
 
 
 def test_a_launcher_that_does_not_answer_costs_no_death() -> None:

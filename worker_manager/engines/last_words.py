@@ -5,6 +5,7 @@ docs/failure-modes.md the kinds for whoever runs the house; tests hold the three
 """
 
 import re
+from collections.abc import Sequence
 
 import msgspec
 
@@ -221,7 +222,7 @@ REST = (
     _rule(
         FailureKind.BAD_FLAG,
         r"Value error, |Input should be |validation errors? for \w*Config|is not supported on (the )?current platform|"
-        r"not supported (by|on) (the )?CPU backend|argument of type|error: argument|invalid choice:|"
+        r"not supported (by|on) (the )?CPU backend|error: argument|invalid choice:|"
         r"expected one argument|ambiguous option",
         "the model, the machine and the engine's flags do not fit together",
         "correct the endpoint's engine_args or max_model_len: the message names the value",
@@ -229,7 +230,7 @@ REST = (
     _rule(
         FailureKind.OUT_OF_MEMORY_AT_LOAD,
         r"out of memory|OutOfMemoryError|MemoryError|DefaultCPUAllocator: can't allocate|Cannot allocate memory|"
-        r"exit code: -9\b",
+        r"died unexpectedly.*exit code: -9\b",
         "the memory did not suffice",
         "give the endpoint more memory with gpu_memory_gib or gpus, or lower its max_model_len "
         "(main memory: HOSTLER_ENGINE_MEMORY_GIB)",
@@ -237,3 +238,11 @@ REST = (
 )
 
 RULES = FLAGS + MEMORY + MACHINE + MODEL + REST
+
+LENGTH_THAT_FITS = re.compile(r"estimated maximum model length is (\d+)")
+
+
+def length_that_fits(lines: Sequence[str]) -> int | None:
+    """The longest context, tokens, that the engine says would fit into its KV cache; None if it does not say."""
+    found = next((found for line in reversed(lines) if (found := LENGTH_THAT_FITS.search(line))), None)
+    return int(found[1]) if found else None

@@ -29,9 +29,11 @@ def serve_arguments(
     stop_seconds: float,
     gpu_totals_mib: Mapping[str, int],
     sleep: bool = False,
+    length: int | None = None,
 ) -> tuple[str, ...]:
-    """The words after `vllm serve`; `sleep`: it shall be able to (see `sleep_rules.may_start`).
+    """The words after `vllm serve`.
 
+    `sleep`: it shall be able to (see `sleep_rules.may_start`); `length`: the context length instead of the spec's.
     `model_folder` and `socket` are paths as the engine sees them; `gpu_totals_mib` holds each GPU's memory by UUID.
     Values are joined to their flag by `=`, so that no value can pass for a flag.
     """
@@ -40,8 +42,8 @@ def serve_arguments(
     words.extend(QUIET_FLAGS)
     if sleep:
         words.append("--enable-sleep-mode")
-    if spec.max_model_len is not None:
-        words.append(f"--max-model-len={spec.max_model_len}")
+    if (longest := length or spec.max_model_len) is not None:
+        words.append(f"--max-model-len={longest}")
     utilization = memory_utilization(spec, gpu_totals_mib)
     if utilization is not None:
         # also beside an exact KV cache: vLLM still checks that so much is free, and its default asks for nearly all

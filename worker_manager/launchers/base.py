@@ -73,8 +73,11 @@ class Launcher(Protocol):
         """Every unit of ours, running or exited; never one that another program started."""
         ...
 
-    async def start_worker(self, spec: WorkerSpec, generation: int) -> None:
-        """Make the worker's socket folder, create and start its unit. Raises `LauncherError`, `PolicyRefusal`."""
+    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
+        """Make the worker's socket folder, create and start its unit. Raises `LauncherError`, `PolicyRefusal`.
+
+        `length`: the context length that the engine gets instead of the spec's; the unit remembers the spec as it is.
+        """
         ...
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:

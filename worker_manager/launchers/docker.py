@@ -104,7 +104,7 @@ class DockerLauncher:
         """Every container of this instance. Raises `LauncherError`."""
         return await self._call(QUICK_SECONDS, self._containers.units)
 
-    async def start_worker(self, spec: WorkerSpec, generation: int) -> None:
+    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
         """Create and start the engine's container. Raises `PolicyRefusal`, `LauncherError`."""
         place = await self._where()
         context = self._context(place)
@@ -112,7 +112,7 @@ class DockerLauncher:
         entrypoint = await self._call(QUICK_SECONDS, lambda client: docker_containers.entrypoint(client, image))
         resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
         body = policy.container_body(
-            spec, context, resolved_model=resolved, generation=generation, entrypoint=entrypoint
+            spec, context, resolved_model=resolved, generation=generation, entrypoint=entrypoint, length=length
         )
         await asyncio.to_thread(self._make_folders, spec.id, image, place)
         name = policy.container_name(self._settings.instance, spec.id)

@@ -84,7 +84,7 @@ class ProcessLauncher:
         found = await asyncio.to_thread(self._read_all)
         return [self._unit(name, file, pids) for name, file, pids in found]
 
-    async def start_worker(self, spec: WorkerSpec, generation: int) -> None:
+    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
         """Start the engine. Raises `PolicyRefusal`, `LauncherError`."""
         if spec.image is not None:
             raise policy.PolicyRefusal("this machine serves without containers, so an image can't be chosen")
@@ -102,6 +102,7 @@ class ProcessLauncher:
             stop_seconds=self._settings.stop_seconds,
             gpu_totals_mib=totals,
             sleep=self._may_sleep(spec),
+            length=length,
         )
         command = (*self._settings.vllm_command, "serve", *arguments)
         unit = UnitFile(

@@ -322,7 +322,7 @@ CASES: dict[str, Case] = {
         + OUT_OF_MEMORY.format(
             asked="50.00 MiB", free="21.75 MiB", used="23.50 GiB", torch="22.88 GiB", reserved="275.38 MiB"
         ),
-        source=f"the words of PyTorch as in {ISSUES}/15039 and {ISSUES}/26863",
+        source=f"the words of PyTorch as in {ISSUES}/15039 and https://github.com/noonghunna/club-3090/issues/16",
         asks=True,
     ),
     "cuda-memory-taken": Case(

@@ -141,7 +141,7 @@ MACHINE = (
         FailureKind.DISK_FULL,
         r"No space left on device|Disk quota exceeded",
         "a disk that the engine writes to is full",
-        "free space below the run folder, where the engines' compile caches are; deleted caches are made anew",
+        "free space below HOSTLER_CACHE, where the engines' compile caches are; deleted caches are made anew",
     ),
     _rule(
         FailureKind.LAUNCH_FAILED,
@@ -149,7 +149,7 @@ MACHINE = (
         r"Address already in use|\[Errno (13|30)\] (Permission denied|Read-only file system)$|"
         r"(Permission denied|Read-only file system).*\.sock\b",
         "the engine could not make its socket",
-        "see who may write to the engines folder below the run folder, and what lies there; it is tried again",
+        "see who may write to the engines folder below HOSTLER_RUN, and what lies there; it is tried again",
     ),
 )
 

@@ -53,7 +53,10 @@ class Principal(msgspec.Struct, frozen=True):
 
 
 class Used(NamedTuple):
-    """What one inference request took, for the record: a row of the table `usage_requests`, in its order."""
+    """What one inference request took, for the record: a row of the table `usage_requests`, in its order.
+
+    Flags are 0 or 1: SQLite's binding of a bool costs ten times that of a number.
+    """
 
     at: float
     """When it ended; Unix seconds."""
@@ -64,14 +67,14 @@ class Used(NamedTuple):
     """The last one that had it; empty where none did."""
     status: int
     """499 where the client left."""
-    stream: bool
-    client_gone: bool
+    stream: int
+    client_gone: int
     priority: int
     tokens_in: int
     """Of the prompt, cached ones included."""
     tokens_out: int
     tokens_cached: int
-    estimated: bool
+    estimated: int
     """Whether the engine did not come to tell the tokens."""
     queue_ms: int
     first_byte_ms: int | None

@@ -1,9 +1,9 @@
 """A stream of completions on its way to the client: whether it ended, what it used, and no event that only we wanted.
 
-Engines write one event a chunk, so nearly every chunk is whole events of which none is the last: three looks at its
-bytes tell that, and it goes on as it is. Anything else is taken apart into events. Half an event waits for its other
-half: nobody can read it before, it may become the usage event, and if the engine dies the error event needs a line of
-its own.
+Engines write one event a chunk, so nearly every chunk is one whole event with choices: three looks at its bytes tell
+that, and it goes on as it is. Chunks of several events are looked at once more; any other is taken apart. Half an event
+waits for its other half: nobody can read it before, it may become the usage event, and if the engine dies the error
+event needs a line of its own.
 """
 
 import re
@@ -49,9 +49,14 @@ class CompletionStream:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes of the stream; what of them goes to the client."""
-        if EMPTY not in chunk and DONE not in chunk and chunk.endswith(ENDS) and not self._held and not self._sent:
-            self.counted += chunk.count(CHOICE)
-            return chunk
+        if not self._held and not self._sent:
+            # one whole event that has choices is neither the usage event nor the end marker
+            if chunk.find(b"\n") == len(chunk) - 2 and chunk.endswith(ENDS) and CHOICE in chunk:
+                self.counted += 1
+                return chunk
+            if chunk.endswith(ENDS) and EMPTY not in chunk and DONE not in chunk:
+                self.counted += chunk.count(CHOICE)
+                return chunk
         if not self._sent:
             return self._whole_events(self._held + chunk)
         window = self._sent + chunk

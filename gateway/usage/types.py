@@ -9,7 +9,7 @@ import msgspec
 
 from gateway.types import Used
 
-CLIENT_GONE = 499
+DAY_SECONDS = 86_400
 FAILED = 400
 """The least status that is an error."""
 
@@ -56,26 +56,30 @@ class Sum(NamedTuple):
 
 def added_up(records: list[Used]) -> dict[Group, Sum]:
     """Sums of requests by day, key and endpoint."""
-    sums: dict[Group, Sum] = {}
+    groups: dict[tuple[int, str, str], list[Used]] = {}
     for used in records:
-        group = Group(datetime.fromtimestamp(used.at, UTC).strftime("%Y-%m-%d"), used.key_id, used.endpoint)
-        sums[group] = sums.get(group, Sum()).plus(_one(used))
-    return sums
+        groups.setdefault((int(used.at // DAY_SECONDS), used.key_id, used.endpoint), []).append(used)
+    return {Group(_day(number), key_id, endpoint): _sum(found) for (number, key_id, endpoint), found in groups.items()}
 
 
-def _one(used: Used) -> Sum:
+def _day(number: int) -> str:
+    """The day that is so many after 1970-01-01."""
+    return datetime.fromtimestamp(number * DAY_SECONDS, UTC).strftime("%Y-%m-%d")
+
+
+def _sum(records: list[Used]) -> Sum:
     return Sum(
-        requests=1,
-        errors=int(used.status >= FAILED and not used.client_gone),
-        clients_gone=int(used.client_gone),
-        estimated=int(used.estimated),
-        tokens_in=used.tokens_in,
-        tokens_out=used.tokens_out,
-        tokens_cached=used.tokens_cached,
-        queue_ms=used.queue_ms,
-        answered=int(used.first_byte_ms is not None),
-        first_byte_ms=used.first_byte_ms or 0,
-        total_ms=used.total_ms,
+        requests=len(records),
+        errors=sum(used.status >= FAILED and not used.client_gone for used in records),
+        clients_gone=sum(used.client_gone for used in records),
+        estimated=sum(used.estimated for used in records),
+        tokens_in=sum(used.tokens_in for used in records),
+        tokens_out=sum(used.tokens_out for used in records),
+        tokens_cached=sum(used.tokens_cached for used in records),
+        queue_ms=sum(used.queue_ms for used in records),
+        answered=sum(used.first_byte_ms is not None for used in records),
+        first_byte_ms=sum(used.first_byte_ms or 0 for used in records),
+        total_ms=sum(used.total_ms for used in records),
     )
 
 

@@ -232,7 +232,7 @@ def assert_words_hold_no_other_flags(words: list[str], of: WorkerSpec) -> None:
     """Every word that begins with a dash is one of ours, or an allowed flag."""
     ours = {"uds", "served-model-name", "shutdown-timeout", "max-model-len", "gpu-memory-utilization"}
     ours |= {"tensor-parallel-size", "disable-uvicorn-access-log", "no-enable-log-requests"}
-    ours |= {"no-enable-log-outputs", "no-enable-log-deltas"}
+    ours |= {"no-enable-log-outputs", "no-enable-log-deltas", "enable-prompt-tokens-details"}
     names = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("-")}
     allowed = itertools.chain.from_iterable((name, f"no-{name}") for name in of.args)
     assert names <= ours | set(allowed)

@@ -20,7 +20,7 @@ NOON = 20_000 * DAY + DAY / 2
 
 
 def used(number: int = 0, at: float = NOON, status: int = 200, key: str = "k", endpoint: str = "e") -> Used:
-    return Used(at, f"r{number}", key, endpoint, "w", status, False, False, 0, 10, 3, 5, False, 1, 20, 30)  # noqa: FBT003
+    return Used(at, f"r{number}", key, endpoint, "w", status, 0, 0, 0, 10, 3, 5, 0, 1, 20, 30)
 
 
 @pytest.fixture

@@ -34,6 +34,13 @@ def test_requests_are_never_logged() -> None:
     assert {"--disable-uvicorn-access-log", "--no-enable-log-requests", "--no-enable-log-outputs"} <= set(words(spec()))
 
 
+def test_cached_tokens_are_told_unless_the_endpoint_says_otherwise() -> None:
+    flag = "--enable-prompt-tokens-details"
+    assert flag in words(spec())
+    refused = words(spec(args={"enable-prompt-tokens-details": False}))
+    assert refused.index(flag) < refused.index("--no-enable-prompt-tokens-details")
+
+
 def test_the_engine_gives_up_its_requests_before_it_would_be_killed() -> None:
     assert "--shutdown-timeout=25" in words(spec(), stop_seconds=30)
     assert "--shutdown-timeout=0" in words(spec(), stop_seconds=3)

@@ -40,6 +40,9 @@ def serve_arguments(
     words = [model_folder, f"--uds={socket}", "--served-model-name", *spec.served_names]
     words.append(f"--shutdown-timeout={max(0, floor(stop_seconds - STOP_MARGIN_SECONDS))}")
     words.extend(QUIET_FLAGS)
+    words.append(
+        "--enable-prompt-tokens-details"
+    )  # cached tokens are metered; an endpoint's own word comes later, and wins
     if sleep:
         words.append("--enable-sleep-mode")
     if (longest := length or spec.max_model_len) is not None:

@@ -15,6 +15,7 @@ from litestar.exceptions import HTTPException
 from gateway.access.keyring import Keyring
 from gateway.access.routes import KeyRoutes
 from gateway.access.store import KeyStore
+from gateway.access.types import AccessEvent
 from gateway.catalogue import Catalogue, EndpointStatuses
 from gateway.database.connection import Database, DatabaseError
 from gateway.endpoints.models import ModelsFolder
@@ -61,6 +62,7 @@ class Gateway:
         self.database = database
         self.metrics = Metrics()
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
+        self.keyring.noticed = self.notice_access
         self.learned = Learned(database)
         self.registry = Registry(
             EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
@@ -129,6 +131,11 @@ class Gateway:
         manager = "ok" if self.scheduler.observed is not None else "it has not answered yet"
         return {"database": database, "worker_manager": manager}
 
+    def notice_access(self, event: AccessEvent) -> None:
+        """Count sign-ins that failed."""
+        if event.what == "sign_in_failed":
+            self.metrics.sign_ins_failed.labels(event.reason).inc()
+
     def render_metrics(self) -> bytes:
         """The page for Prometheus, with the gauges as they stand now."""
         self.metrics.waiting.clear()
@@ -146,10 +153,18 @@ class Gateway:
         return self.metrics.render()
 
     async def housekeeping(self) -> None:
-        """What has to be done now and then: stale connections, and models that have arrived."""
+        """What has to be done now and then: stale connections, and the times at which keys were used."""
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.pool.sweep()
+            await self.note_used_keys()
+
+    async def note_used_keys(self) -> None:
+        """Store when keys were used last."""
+        try:
+            await self.keyring.write_used()
+        except DatabaseError as problem:
+            log.warning("the last use of keys could not be stored", problem=str(problem))
 
     async def close(self) -> None:
         """Let go of everything; engines live on."""
@@ -158,6 +173,7 @@ class Gateway:
         self.pool.close()
         await self.manager.close()
         await self.recorder.stop()
+        await self.note_used_keys()
         await self.database.close()
 
 

@@ -37,7 +37,7 @@ def needs(scope: Scope) -> Guard:
 
     def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
         keyring: Keyring = connection.app.state.keyring
-        keyring.authorize(connection.scope["headers"], scope)
+        keyring.authorize(dict(connection.scope["headers"]), scope)
 
     return guard
 

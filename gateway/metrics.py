@@ -85,6 +85,12 @@ class Metrics:
             "hostler_waiting", "Requests that wait for a worker now", ["endpoint"], registry=self.registry
         )
         self.workers = Gauge("hostler_workers", "Workers by state", ["endpoint", "state"], registry=self.registry)
+        self.sign_ins_failed = Counter(
+            "hostler_sign_ins_failed_total",
+            "Requests refused for their credential, by what was wrong with it",
+            ["reason"],
+            registry=self.registry,
+        )
         self.usage_dropped = Counter(
             "hostler_usage_dropped_total",
             "Requests whose usage was not recorded because the queue to the database was full",

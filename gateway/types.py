@@ -42,6 +42,8 @@ class Principal(msgspec.Struct, frozen=True):
     """Names of the endpoints it may use; `*` stands for all."""
     expires_at: float | None = None
     """Unix time, seconds."""
+    priority: Priority = Priority.INTERACTIVE
+    """The best its requests can have."""
 
     def may(self, scope: Scope) -> bool:
         """Whether the key has this scope; admin includes every other."""

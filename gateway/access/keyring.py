@@ -1,14 +1,37 @@
-"""All keys in memory, by digest: the check of a request's credential costs one SHA-256 and no SQL."""
+"""All keys in memory, by their public id: the check of a request's credential costs one SHA-256 and no SQL."""
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from hmac import compare_digest
+from typing import Any
 
-from gateway.access.credentials import digest, from_headers, mint, well_formed
-from gateway.access.store import KeyStore, StoredKey
-from gateway.errors import Forbidden, NotFound, Unauthorized
+import msgspec
+
+from gateway.access.credentials import digest, from_headers, id_of, mint, well_formed
+from gateway.access.store import KeyStore
+from gateway.access.types import AccessEvent, KeySpec, StoredKey
+from gateway.errors import BadRequest, Forbidden, NotFound, Unauthorized
 from gateway.types import Principal, Scope
 
 ADMIN_ID = "admin"
+
+
+class Known:
+    """A key as requests meet it."""
+
+    __slots__ = ("digest", "previous_digest", "previous_until", "principal")
+
+    def __init__(self, key: StoredKey) -> None:
+        self.principal = key.principal()
+        self.digest = key.digest
+        self.previous_digest = key.previous_digest
+        self.previous_until = key.previous_until or 0.0
+
+    def succeeds(self, given: bytes, now: float) -> bool:
+        """Whether this is the digest of its predecessor, which still opens."""
+        previous = self.previous_digest
+        return previous is not None and compare_digest(previous, given) and now < self.previous_until
 
 
 class Keyring:
@@ -17,67 +40,163 @@ class Keyring:
     def __init__(self, store: KeyStore, admin_key: str, clock: Callable[[], float] = time.time) -> None:
         self._store = store
         self._clock = clock
-        everything = frozenset(Scope)
-        self._admin = {digest(admin_key): Principal(ADMIN_ID, "HOSTLER_ADMIN_KEY", everything, frozenset({"*"}))}
-        self._by_digest: dict[bytes, Principal] = dict(self._admin)
+        self._writing = asyncio.Lock()
+        self._admin_digest = digest(admin_key.encode())
+        self._admin = Principal(ADMIN_ID, "HOSTLER_ADMIN_KEY", frozenset(Scope), frozenset({"*"}))
+        self._stored: dict[str, StoredKey] = {}
+        self._known: dict[str, Known] = {}
+        self._used: set[str] = set()
+        self.noticed: Callable[[AccessEvent], None] = lambda _: None
+        """Called with every sign-in that failed and every change of a key, after it is stored."""
 
     async def load(self) -> None:
         """Read all keys from the store."""
-        keys = await self._store.all()
-        self._by_digest = {key.digest: key.principal() for key in keys} | self._admin
+        self._stored, self._known = {}, {}
+        for key in await self._store.all():
+            self._keep(key)
 
-    def authenticate(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
+    def _keep(self, key: StoredKey) -> None:
+        self._stored[key.id] = key
+        self._known[key.id] = Known(key)
+
+    # credentials
+
+    def authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
         """Who sent these headers. Raises Unauthorized.
 
-        The look-up is by SHA-256, so its timing tells nothing of the key.
+        A key that is not well-formed is looked up nowhere. Found is a key by its public id, and then the hashes are
+        compared in constant time.
         """
         key = from_headers(headers)
         if key is None:
-            raise Unauthorized(
+            raise self._refused(
+                "missing",
                 "No API key was sent: add the header 'Authorization: Bearer hst_…' (the first key is "
-                "HOSTLER_ADMIN_KEY in .env; more are made with POST /api/keys)"
+                "HOSTLER_ADMIN_KEY in .env; more are made with POST /api/keys)",
             )
-        principal = self._by_digest.get(digest(key))
-        if principal is None:
-            hint = "" if well_formed(key) else " (it is not even well-formed: was it copied whole?)"
-            raise Unauthorized(
-                f"This API key is not known{hint}: ask an admin for one, or see HOSTLER_ADMIN_KEY in .env"
-            )
+        given = digest(key)
+        known = self._known.get(id_of(key)) if well_formed(key) else None
+        if known is None or not (compare_digest(known.digest, given) or known.succeeds(given, self._clock())):
+            if compare_digest(self._admin_digest, given):
+                return self._admin
+            raise self._unknown(key)
+        principal = known.principal
         if principal.expires_at is not None and principal.expires_at <= self._clock():
-            raise Unauthorized("This API key has expired: ask an admin for a new one")
+            raise self._refused("expired", "This API key has expired: ask an admin for a new one", principal.key_id)
+        self._used.add(principal.key_id)
         return principal
 
-    def authorize(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> Principal:
+    def _unknown(self, key: bytes) -> Unauthorized:
+        fine = well_formed(key)
+        hint = "" if fine else " (it is not even well-formed: was it copied whole?)"
+        return self._refused(
+            "unknown" if fine else "malformed",
+            f"This API key is not known{hint}: ask an admin for one, or see HOSTLER_ADMIN_KEY in .env",
+            id_of(key) if fine else "",
+        )
+
+    def _refused(self, reason: str, message: str, key_id: str = "") -> Unauthorized:
+        self.noticed(AccessEvent("sign_in_failed", key_id, reason))
+        return Unauthorized(message)
+
+    def authorize(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
         """As authenticate, and the key must have the scope. Raises Unauthorized, Forbidden."""
         principal = self.authenticate(headers)
         if not principal.may(scope):
             raise Forbidden(f"This API key has no scope '{scope}': use one that has, or ask an admin to make one")
         return principal
 
-    async def create(
-        self, name: str, scopes: frozenset[Scope], endpoints: frozenset[str], expires_at: float | None
-    ) -> tuple[StoredKey, str]:
-        """Make and store a key; the second part is the key itself, which nothing can show again."""
+    # keys
+
+    def all(self) -> list[StoredKey]:
+        """Every stored key, oldest first; the admin key of the environment is not among them."""
+        return sorted(self._stored.values(), key=lambda key: (key.created_at, key.id))
+
+    def get(self, key_id: str) -> StoredKey:
+        """One stored key. Raises NotFound."""
+        found = self._stored.get(key_id)
+        if found is None:
+            raise NotFound(f"There is no key with the id {key_id!r}: GET /api/keys lists them")
+        return found
+
+    async def create(self, spec: KeySpec) -> tuple[StoredKey, str]:
+        """Make and store a key; the second part is the key itself, which nothing can show again. Raises BadRequest."""
+        self._check(spec)
         key_id, key = mint()
-        stored = StoredKey(
-            id=key_id,
-            name=name,
-            digest=digest(key),
-            scopes=scopes,
-            endpoints=endpoints,
-            created_at=self._clock(),
-            expires_at=expires_at,
-        )
-        await self._store.add(stored)
-        self._by_digest[stored.digest] = stored.principal()
+        stored = StoredKey(id=key_id, spec=spec, digest=digest(key.encode()), created_at=self._clock())
+        async with self._writing:
+            await self._store.add(stored)
+            self._keep(stored)
+        self.noticed(AccessEvent("key_created", key_id, after=spec))
         return stored, key
 
-    async def all(self) -> list[StoredKey]:
-        """Every stored key, oldest first; the admin key of the environment is not among them."""
-        return await self._store.all()
+    async def change(self, key_id: str, patch: Mapping[str, Any]) -> StoredKey:
+        """Change some fields of a key. Raises NotFound, BadRequest; then nothing has changed."""
+        async with self._writing:
+            old = self.get(key_id)
+            try:
+                spec = msgspec.convert({**msgspec.to_builtins(old.spec), **patch}, KeySpec)
+            except msgspec.ValidationError as problem:
+                raise BadRequest(f"The change does not fit: {problem}") from None
+            self._check(spec, old.spec)
+            stored = await self._replace(msgspec.structs.replace(old, spec=spec))
+        self.noticed(AccessEvent("key_changed", key_id, before=old.spec, after=spec))
+        return stored
+
+    async def rotate(self, key_id: str, overlap_seconds: float) -> tuple[StoredKey, str]:
+        """Give a key a new secret. The one before opens for so long still, the one before that no more.
+
+        The id stays, and with it name, limits, budget and usage. Raises NotFound.
+        """
+        async with self._writing:
+            old = self.get(key_id)
+            _, key = mint(key_id)
+            stored = await self._replace(
+                msgspec.structs.replace(
+                    old,
+                    digest=digest(key.encode()),
+                    previous_digest=old.digest,
+                    previous_until=self._clock() + overlap_seconds,
+                )
+            )
+        self.noticed(AccessEvent("key_rotated", key_id, before=old.spec, after=old.spec))
+        return stored, key
+
+    async def _replace(self, key: StoredKey) -> StoredKey:
+        if not await self._store.replace(key):
+            raise NotFound(f"There is no key with the id {key.id!r} any more")
+        self._keep(key)
+        return key
 
     async def revoke(self, key_id: str) -> None:
         """Delete a key; the next request with it is refused. Raises NotFound."""
-        if not await self._store.remove(key_id):
-            raise NotFound(f"There is no key with the id {key_id!r}: GET /api/keys lists them")
-        self._by_digest = {kept: who for kept, who in self._by_digest.items() if who.key_id != key_id}
+        async with self._writing:
+            old = self.get(key_id)
+            await self._store.remove(key_id)
+            del self._stored[key_id], self._known[key_id]
+        self.noticed(AccessEvent("key_revoked", key_id, before=old.spec))
+
+    def _check(self, spec: KeySpec, before: KeySpec | None = None) -> None:
+        if not spec.scopes:
+            raise BadRequest("scopes is empty: such a key could do nothing", param="scopes")
+        is_new = before is None or spec.expires_at != before.expires_at
+        if is_new and spec.expires_at is not None and spec.expires_at <= self._clock():
+            raise BadRequest(
+                "expires_at lies in the past: give Unix seconds in the future, or null", param="expires_at"
+            )
+
+    # last use
+
+    async def write_used(self) -> None:
+        """Store when keys were used last: now, for all that were since the last time. Raises DatabaseError."""
+        used, self._used = self._used, set()
+        if not used:
+            return
+        now = self._clock()
+        try:
+            await self._store.mark_used(used, now)
+        except BaseException:
+            self._used |= used
+            raise
+        for key_id in used & self._stored.keys():
+            self._stored[key_id] = msgspec.structs.replace(self._stored[key_id], last_used_at=now)

@@ -1,52 +1,39 @@
-"""`/api/keys`: make, list and revoke keys."""
+"""`/api/keys`: make, list, change, rotate and revoke keys."""
 
-import time
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, Request, delete, get, post
+from litestar import Controller, Request, delete, get, patch, post
 
 from gateway.access.keyring import Keyring
-from gateway.access.store import StoredKey
-from gateway.errors import BadRequest
+from gateway.access.types import KeySpec, StoredKey
 from gateway.http import needs, read
 from gateway.types import Scope
 
-
-class NewKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `POST /api/keys` takes."""
-
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-    scopes: frozenset[Scope] = frozenset({Scope.INFERENCE})
-    endpoints: frozenset[Annotated[str, msgspec.Meta(max_length=128)]] = frozenset({"*"})
-    expires_at: float | None = None
-    """Unix time, seconds; null: never."""
+OVERLAP_SECONDS = 24 * 3600.0
+"""How long the key before a rotation still opens where nothing is said: time to bring the new one everywhere."""
+LONGEST_OVERLAP_SECONDS = 90 * 24 * 3600.0
 
 
-class KeyView(msgspec.Struct, frozen=True):
-    """A key as it may be shown."""
+class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `POST /api/keys/{id}/rotate` takes; an empty body is one too."""
 
-    id: str
-    name: str
-    scopes: list[Scope]
-    endpoints: list[str]
-    created_at: float
-    expires_at: float | None
-    key: str | None = None
-    """The key itself, in the answer that made it and never again."""
+    overlap_seconds: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_OVERLAP_SECONDS)] = OVERLAP_SECONDS
 
 
-def view(stored: StoredKey, key: str | None = None) -> KeyView:
-    """A stored key without its digest."""
-    return KeyView(
-        stored.id,
-        stored.name,
-        sorted(stored.scopes),
-        sorted(stored.endpoints),
-        stored.created_at,
-        stored.expires_at,
-        key,
-    )
+def view(stored: StoredKey, key: str | None = None) -> dict[str, Any]:
+    """A stored key as it may be shown: without its digest; with the key itself in the answer that made it."""
+    spec = stored.spec
+    return {
+        "id": stored.id,
+        **msgspec.to_builtins(spec),
+        "scopes": sorted(spec.scopes),
+        "endpoints": sorted(spec.endpoints),
+        "created_at": stored.created_at,
+        "last_used_at": stored.last_used_at,
+        "previous_until": stored.previous_until,
+        "key": key,
+    }
 
 
 class KeyRoutes(Controller):
@@ -56,22 +43,30 @@ class KeyRoutes(Controller):
     guards = [needs(Scope.ADMIN)]
 
     @post()
-    async def create(self, request: Request[Any, Any, Any], keyring: Keyring) -> KeyView:
+    async def create(self, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
         """Make a key; the answer is the only one that shows it."""
-        new = await read(request, NewKey)
-        if new.expires_at is not None and new.expires_at <= time.time():
-            raise BadRequest(
-                "expires_at lies in the past: give Unix seconds in the future, or null", param="expires_at"
-            )
-        if not new.scopes:
-            raise BadRequest("scopes is empty: such a key could do nothing", param="scopes")
-        stored, key = await keyring.create(new.name, new.scopes, new.endpoints, new.expires_at)
-        return view(stored, key)
+        return view(*await keyring.create(await read(request, KeySpec)))
 
     @get()
-    async def all(self, keyring: Keyring) -> list[KeyView]:
+    async def all(self, keyring: Keyring) -> list[dict[str, Any]]:
         """Every key but the admin key of the environment."""
-        return [view(stored) for stored in await keyring.all()]
+        return [view(stored) for stored in keyring.all()]
+
+    @get("/{key_id:str}")
+    async def one(self, key_id: str, keyring: Keyring) -> dict[str, Any]:
+        """One key."""
+        return view(keyring.get(key_id))
+
+    @patch("/{key_id:str}")
+    async def change(self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
+        """Change some fields; the next request feels it."""
+        return view(await keyring.change(key_id, await read(request, dict[str, Any])))
+
+    @post("/{key_id:str}/rotate")
+    async def rotate(self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
+        """Give a key a new secret; the answer is the only one that shows it. The old one opens for a while still."""
+        rotation = await read(request, Rotation) if await request.body() else Rotation()
+        return view(*await keyring.rotate(key_id, rotation.overlap_seconds))
 
     @delete("/{key_id:str}")
     async def revoke(self, key_id: str, keyring: Keyring) -> None:

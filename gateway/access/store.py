@@ -1,47 +1,62 @@
 """Keys in the database. A key itself is never stored, only its SHA-256."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 import structlog
 
+from gateway.access.types import KeySpec, StoredKey
 from gateway.database.connection import Database
-from gateway.types import Principal, Scope
 
 log = structlog.get_logger(__name__)
 
-
-class StoredKey(msgspec.Struct, frozen=True, kw_only=True):
-    """One row of the table `keys`; times are Unix seconds."""
-
-    id: str
-    name: str
-    digest: bytes
-    scopes: frozenset[Scope]
-    endpoints: frozenset[str]
-    created_at: float
-    expires_at: float | None = None
-
-    def principal(self) -> Principal:
-        """Who a caller with this key is."""
-        return Principal(self.id, self.name, self.scopes, self.endpoints, self.expires_at)
+COLUMNS = (
+    "id",
+    "name",
+    "digest",
+    "scopes",
+    "endpoints",
+    "created_at",
+    "expires_at",
+    "priority",
+    "last_used_at",
+    "previous_digest",
+    "previous_until",
+)
+SELECT = f"SELECT {', '.join(COLUMNS)} FROM keys ORDER BY created_at, id"  # noqa: S608 - our own names
+INSERT = f"INSERT INTO keys ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ in COLUMNS)})"  # noqa: S608 - as above
+UPDATE = f"UPDATE keys SET {', '.join(f'{name} = ?' for name in COLUMNS[1:])} WHERE id = ?"  # noqa: S608 - as above
 
 
 def _decoded(row: tuple[Any, ...]) -> StoredKey | None:
     """One row as a key; one that can't be read is logged and opens nothing, and harms no other."""
+    column = dict(zip(COLUMNS, row, strict=True))
     try:
-        return StoredKey(
-            id=row[0],
-            name=row[1],
-            digest=row[2],
-            scopes=msgspec.json.decode(row[3], type=frozenset[Scope]),
-            endpoints=msgspec.json.decode(row[4], type=frozenset[str]),
-            created_at=row[5],
-            expires_at=row[6],
-        )
+        spec = {name: column[name] for name in ("name", "expires_at", "priority")}
+        spec |= {name: msgspec.json.decode(column[name]) for name in ("scopes", "endpoints")}
+        own = ("id", "digest", "created_at", "last_used_at", "previous_digest", "previous_until")
+        return StoredKey(spec=msgspec.convert(spec, KeySpec), **{name: column[name] for name in own})
     except msgspec.MsgspecError as problem:
         log.error("key unreadable", key=row[0], problem=str(problem))  # noqa: TRY400 - the cause is all there is to tell
         return None
+
+
+def _row(key: StoredKey) -> tuple[Any, ...]:
+    spec = key.spec
+    return (
+        key.id,
+        spec.name,
+        key.digest,
+        msgspec.json.encode(sorted(spec.scopes)).decode(),
+        msgspec.json.encode(sorted(spec.endpoints)).decode(),
+        key.created_at,
+        spec.expires_at,
+        spec.priority,
+        key.last_used_at,
+        key.previous_digest,
+        key.previous_until,
+    )
 
 
 class KeyStore:
@@ -52,28 +67,27 @@ class KeyStore:
 
     async def all(self) -> list[StoredKey]:
         """Every key, oldest first."""
-        rows = await self._database.rows(
-            "SELECT id, name, digest, scopes, endpoints, created_at, expires_at FROM keys ORDER BY created_at, id"
-        )
-        return [key for key in map(_decoded, rows) if key is not None]
+        return [key for key in map(_decoded, await self._database.rows(SELECT)) if key is not None]
 
     async def add(self, key: StoredKey) -> None:
         """Write a new key. Raises IntegrityError if its id or digest is there already."""
         async with self._database.transaction() as write:
-            await write.execute(
-                "INSERT INTO keys (id, name, digest, scopes, endpoints, created_at, expires_at) VALUES (?,?,?,?,?,?,?)",
-                (
-                    key.id,
-                    key.name,
-                    key.digest,
-                    msgspec.json.encode(sorted(key.scopes)).decode(),
-                    msgspec.json.encode(sorted(key.endpoints)).decode(),
-                    key.created_at,
-                    key.expires_at,
-                ),
-            )
+            await write.execute(INSERT, _row(key))
+
+    async def replace(self, key: StoredKey) -> bool:
+        """Write a key anew; whether there was one."""
+        async with self._database.transaction() as write:
+            return await write.execute(UPDATE, (*_row(key)[1:], key.id)) > 0
 
     async def remove(self, key_id: str) -> bool:
-        """Delete a key; whether there was one."""
+        """Delete a key and what it has spent; whether there was one."""
         async with self._database.transaction() as write:
+            await write.execute("DELETE FROM budgets WHERE key_id = ?", (key_id,))
             return await write.execute("DELETE FROM keys WHERE id = ?", (key_id,)) > 0
+
+    async def mark_used(self, key_ids: Iterable[str], at: float) -> None:
+        """Note that these keys were used by then."""
+        async with self._database.transaction() as write:
+            await write.execute_many(
+                "UPDATE keys SET last_used_at = ? WHERE id = ?", [(at, key_id) for key_id in key_ids]
+            )

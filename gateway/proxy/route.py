@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -62,7 +62,7 @@ class Target(Protocol):
 class Gatekeeper(Protocol):
     """Who may do what (`access.keyring.Keyring`)."""
 
-    def authorize(self, headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> Principal:
+    def authorize(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
         """Raise Unauthorized or Forbidden."""
         ...
 
@@ -118,7 +118,7 @@ class InferenceEntry:
             self._refuse(call, error)
 
     async def _answer(self, call: Call) -> None:
-        principal = self._gatekeeper.authorize(call.headers.items(), Scope.INFERENCE)
+        principal = self._gatekeeper.authorize(call.headers, Scope.INFERENCE)
         call.key = principal.key_id
         call.path = call.path.rstrip("/")
         if call.path.startswith("/v1/responses/"):
@@ -133,7 +133,8 @@ class InferenceEntry:
 
     def _read(self, call: Call, principal: Principal) -> None:
         """Fill in what the body asks for, and splice in what the engine must be told otherwise."""
-        priority = call.asked_priority()
+        # a key may ask for less than it may have, never for more
+        priority = max(call.asked_priority(), principal.priority)
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
         call.stream, call.wish = asked.stream, Wish(asked.prefix, priority)

@@ -42,11 +42,12 @@ def gpu_stack() -> Iterator[Stack]:
 
 
 def state(stack: Stack) -> dict[str, Any]:
-    """All that a request can change."""
+    """All that a request can change, but for the time at which a key was used."""
+    keys = stack.client.get("/api/keys").json()
     endpoints = stack.client.get("/api/endpoints").json()
     return {
         "endpoints": [{name: value for name, value in one.items() if name != "status"} for one in endpoints],
-        "keys": stack.client.get("/api/keys").json(),
+        "keys": [{name: value for name, value in one.items() if name != "last_used_at"} for one in keys],
         "downloads": stack.client.get("/api/downloads").json(),
     }
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -32,6 +33,7 @@ from gateway.machine.health import HealthRoutes
 from gateway.machine.routes import MachineRoutes
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
+from gateway.proxy import canary
 from gateway.proxy.call import request_id
 from gateway.proxy.pool import Pool
 from gateway.proxy.probe import Prober
@@ -43,6 +45,7 @@ from gateway.scheduling.loop import Limits, Scheduler
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.settings import Settings
 from gateway.sizes import Sizes
+from gateway.trials import Trials
 from gateway.usage.recorder import Recorder, prune_daily
 from gateway.usage.routes import UsageRoutes
 from gateway.usage.store import UsageStore
@@ -72,9 +75,12 @@ class Gateway:
         self.manager = ManagerClient(settings.manager_socket())
         self.sleep_failures = SleepFailures(database)
         limits = Limits(gpu_margin_mib=settings.gpu_margin_mib, sleep_memory_mib=settings.sleep_memory_mib)
-        self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, self.sleep_failures, limits)
-        self.scheduler.noticed = lambda observed: self.learned.notice(observed, self.catalogue.model_at)
         self.pool = Pool(settings.connect_seconds)
+        engines = settings.engines_folder().absolute()
+        self.trials = Trials(self.registry, self.catalogue, engines, functools.partial(canary.ask, self.pool))
+        self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, self.sleep_failures, self.trials, limits)
+        self.scheduler.noticed = lambda observed: self.learned.notice(observed, self.catalogue.model_at)
+        self.trials.changed = self.scheduler.look_again
         self.prober = Prober(self.demand)
         self.demand.unreachable = self.prober.watch
         self.statuses = Statuses(EndpointStatuses(self.catalogue, self.scheduler, self.demand))
@@ -120,6 +126,11 @@ class Gateway:
             self.demand.poke(spec.name, spec.idle_seconds)
         else:
             self.demand.rest(spec.name)
+
+    def renew(self, spec: EndpointSpec) -> None:
+        """Have a worker of the changed endpoint awake where one was before, though nobody asks for it now."""
+        if self.demand.is_warm(spec.name):
+            self.demand.poke(spec.name, spec.idle_seconds)
 
     async def readiness(self) -> dict[str, str]:
         """The state of each part: `ok`, or a sentence."""
@@ -169,6 +180,7 @@ class Gateway:
     async def close(self) -> None:
         """Let go of everything; engines live on."""
         await self.scheduler.stop()
+        await self.trials.close()
         await self.prober.close()
         self.pool.close()
         await self.manager.close()
@@ -211,6 +223,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "host": gateway.scheduler.host,
         "prepare": gateway.prepare,
         "touch": gateway.touch,
+        "renew": gateway.renew,
         "changed": gateway.endpoints_changed,
         "readiness": gateway.readiness,
         "render": gateway.render_metrics,

@@ -1,15 +1,16 @@
 """Endpoints as the planner wants them, and their status as users want it: where the rooms' views meet."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
+from gateway.endpoints.changes import changed_fields, is_served_alike, pinned, served_as
 from gateway.endpoints.registry import Registry
 from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
-from gateway.endpoints.status import EndpointStatus, WorkerView
-from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.endpoints.status import ChangeView, EndpointStatus, WorkerView
+from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import GatewayError, sentences
 from gateway.memory.host import cpu_need
 from gateway.memory.plan import Unfit
@@ -48,6 +49,7 @@ class Catalogue:
     def __init__(self, registry: Registry, sizes: Sizes, clock: Callable[[], float] = time.time) -> None:
         self._registry = registry
         self._sizes = sizes
+        self._earlier_sizes = sizes.apart()
         self._clock = clock
         self._facts: dict[tuple[str, str | None], tuple[float, ModelFacts | None, str]] = {}
 
@@ -70,16 +72,44 @@ class Catalogue:
 
     def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
         """Every endpoint for the planner, sized for this machine and without its demand."""
-        return tuple(self._wanted(endpoint.spec, host) for endpoint in self._registry.all())
+        return tuple(self._served(endpoint, host) for endpoint in self._registry.all())
+
+    def _served(self, endpoint: Endpoint, host: HostFacts) -> WantedEndpoint:
+        """As its spec says; as it was served before while that can't be, or could not."""
+        asked = self._wanted(endpoint.spec, host, self._sizes)
+        if endpoint.good is None:
+            return asked
+        facts, _ = self.facts(endpoint.spec)
+        if facts is not None and is_served_alike(endpoint.good, pinned(endpoint.spec, facts.path)):
+            return asked
+        before = self._wanted(served_as(endpoint.spec, endpoint.good), host, self._earlier_sizes)
+        if before.template is None or (before.template, before.asked_gpus) == (asked.template, asked.asked_gpus):
+            return asked
+        if endpoint.rolled_back is not None:
+            # where the number of GPUs is all that was changed, it alone tells the generations apart
+            counts = before.gpus if asked.template == before.template else before.asked_gpus
+            pending = "" if asked.template is not None else asked.blocked
+            return msgspec.structs.replace(before, rejected=asked.template, asked_gpus=counts, pending=pending)
+        if asked.template is None:
+            return msgspec.structs.replace(before, pending=asked.blocked)
+        return msgspec.structs.replace(asked, on_trial=True)
+
+    def is_same_model(self, spec: EndpointSpec) -> bool:
+        """Whether the files of this spec are those that its endpoint was last served from."""
+        endpoint = self._registry.find(spec.name)
+        if endpoint is None or endpoint.good is None:
+            return False
+        now, before = self.facts(spec)[0], self.facts(endpoint.good)[0]
+        return now is not None and before is not None and now.path == before.path
 
     def size(self, spec: EndpointSpec, host: HostFacts) -> WorkerSize | Unfit | None:
         """How its workers are sized; None while its model is not here."""
         facts, _ = self.facts(spec)
         return self._sizes.of(spec, facts, host) if facts is not None else None
 
-    def _wanted(self, spec: EndpointSpec, host: HostFacts) -> WantedEndpoint:
+    def _wanted(self, spec: EndpointSpec, host: HostFacts, sizes: Sizes) -> WantedEndpoint:
         facts, why = self.facts(spec)
-        found = self._sizes.of(spec, facts, host) if facts is not None else None
+        found = sizes.of(spec, facts, host) if facts is not None else None
         unfit = sentences(found.reason, found.advice) if isinstance(found, Unfit) else ""
         base = WantedEndpoint(
             name=spec.name,
@@ -104,6 +134,7 @@ class Catalogue:
             template=template(spec, facts, promise),
             blocked="",
             gpus=found.gpus,
+            asked_gpus=found.gpus if spec.gpus is not None else None,
             promise_mib=found.least_mib,
             most_mib=found.most_mib if promise is None and found.gpus else None,
             whole_card=found.gpus > 0 and found.most_mib is None,
@@ -112,18 +143,51 @@ class Catalogue:
 
     def model_at(self, path: str) -> ModelFacts | None:
         """The model whose files lie there, if an endpoint is served from it."""
-        found = (self.facts(endpoint.spec)[0] for endpoint in self._registry.all())
+        found = (self.facts(spec)[0] for spec in self._specs())
         return next((facts for facts in found if facts is not None and facts.path == path), None)
 
     def host_promises(self, host: HostFacts) -> dict[str, int]:
         """MiB of host memory by model path, for workers on the CPUs."""
         found: dict[str, int] = {}
-        for endpoint in self._registry.all():
-            facts, _ = self.facts(endpoint.spec)
+        for spec in self._specs():
+            facts, _ = self.facts(spec)
             if facts is not None:
-                need = cpu_need(facts.weights_mib, cpu_cache_mib(endpoint.spec, host))
+                need = cpu_need(facts.weights_mib, cpu_cache_mib(spec, host))
                 found[facts.path] = max(found.get(facts.path, 0), need)
         return found
+
+    def _specs(self) -> Iterator[EndpointSpec]:
+        """Every endpoint as it is asked for, and as it was served before where that may be another way."""
+        for endpoint in self._registry.all():
+            yield endpoint.spec
+            if endpoint.good is not None:
+                yield served_as(endpoint.spec, endpoint.good)
+
+    def served_spec(self, endpoint: Endpoint, host: HostFacts | None) -> EndpointSpec:
+        """As which it is served, or is to be: its own spec, or the last good one while that holds instead."""
+        if endpoint.good is None or host is None:
+            return endpoint.spec
+        served = self._served(endpoint, host)
+        holds_on = served.pending or served.rejected is not None
+        return served_as(endpoint.spec, endpoint.good) if holds_on else endpoint.spec
+
+    def change(self, endpoint: Endpoint, host: HostFacts) -> ChangeView | None:
+        """The change of how it is served that does not hold, or not yet; None where it is served as asked."""
+        served = self._served(endpoint, host)
+        good, failed = endpoint.good, endpoint.rolled_back
+        if good is None or not (served.on_trial or served.pending or served.rejected is not None):
+            return None
+        changed = changed_fields(good, endpoint.spec, same_files=self.is_same_model(endpoint.spec))
+        if failed is not None:
+            return ChangeView(
+                state="rolled_back",
+                since=failed.at,
+                changed=failed.changed,
+                reason=sentences(failed.failure.message, failed.failure.hint),
+                failure=failed.failure,
+            )
+        state = "pending" if served.pending else "on_trial"
+        return ChangeView(state=state, since=endpoint.changed_at, changed=changed, reason=served.pending)
 
     def ceilings(self) -> dict[str, int]:
         """`per_worker` of each endpoint."""
@@ -158,20 +222,32 @@ class EndpointStatuses:
         self._scheduler = scheduler
         self._demand = demand
 
-    def __call__(self, spec: EndpointSpec) -> EndpointStatus:
+    def state(self, endpoint: Endpoint) -> tuple[str, str]:
+        """State and reason alone."""
+        observed = self._scheduler.observed
+        name = endpoint.spec.name
+        workers = [worker for worker in observed.workers if worker.spec.endpoint == name] if observed else []
+        spec = self._catalogue.served_spec(endpoint, observed.host if observed is not None else None)
+        return self._state(spec, workers, observed)
+
+    def __call__(self, endpoint: Endpoint) -> EndpointStatus:
         """The status of one endpoint this instant."""
         observed = self._scheduler.observed
-        workers = [worker for worker in observed.workers if worker.spec.endpoint == spec.name] if observed else []
+        name = endpoint.spec.name
+        workers = [worker for worker in observed.workers if worker.spec.endpoint == name] if observed else []
+        change = self._catalogue.change(endpoint, observed.host) if observed is not None else None
+        spec = self._catalogue.served_spec(endpoint, observed.host if observed is not None else None)
         state, reason = self._state(spec, workers, observed)
-        queue = self._demand.queues.get(spec.name)
+        queue = self._demand.queues.get(name)
         return EndpointStatus(
             state=state,
-            reason=reason,
+            reason=reason or _said(change),
             workers=tuple(self._worker(worker) for worker in workers),
             waiting=len(queue.waiters) if queue else 0,
-            eta_seconds=self._demand.eta_seconds(spec.name),
+            eta_seconds=self._demand.eta_seconds(name),
             memory=self._memory(spec, observed),
             learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
+            change=change,
         )
 
     def _memory(self, spec: EndpointSpec, observed: ObservedSet | None) -> dict[str, Any] | None:
@@ -190,6 +266,7 @@ class EndpointStatuses:
             in_flight=slot.in_flight if slot else 0,
             since=worker.since,
             draining=slot.draining if slot else False,
+            on_trial=slot.on_trial if slot else False,
             reason=worker.reason,
             failure=worker.failure,
         )
@@ -240,3 +317,13 @@ def _state_by_workers(workers: list[ObservedWorker]) -> tuple[str, str] | None:
         return "asleep", reason
     failed = next((worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None)
     return ("failed", sentences(failed.message, failed.hint)) if failed is not None else None
+
+
+def _said(change: ChangeView | None) -> str:
+    """What users should know of a change while the endpoint serves as before."""
+    if change is None:
+        return ""
+    what = f"the change of {', '.join(change.changed)}"
+    if change.state == "rolled_back":
+        return f"{what} was rolled back, it is served as before: {change.reason}"
+    return f"{what} waits: {change.reason}" if change.reason else f"{what} is on trial"

@@ -42,6 +42,10 @@ class Sizes:
         self._learned = learned
         self._kept: dict[str, tuple[tuple[Any, ...], WorkerSize | Unfit]] = {}
 
+    def apart(self) -> "Sizes":
+        """Another one that keeps its own answers: for the same endpoints as they were before."""
+        return Sizes(self._margin_mib, self._learned)
+
     def of(self, spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> WorkerSize | Unfit:
         """The size of a worker of this endpoint."""
         memory = tuple((gpu.memory_total_mib, gpu.memory_foreign_mib) for gpu in host.gpus)

@@ -1,5 +1,6 @@
 """All endpoints in memory, by every name they answer to; the only writer of the endpoint store."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -8,13 +9,14 @@ from typing import Any
 import msgspec
 import structlog
 
+from gateway.endpoints.changes import changed_fields, is_served_alike, pinned
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore
-from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
+from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts, RolledBack
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
-from worker_manager.contract import HostFacts
+from worker_manager.contract import Failure, HostFacts
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +48,10 @@ class Registry:
         self._clock = clock
         self._endpoints: dict[str, Endpoint] = {}
         self._names: dict[str, str] = {}
+        self.noted: Callable[[str, Endpoint, tuple[str, ...]], None] = lambda _what, _endpoint, _fields: None
+        """Hears what became of an endpoint (`created`, `changed`, `deleted`), and which fields were set anew."""
+        self._changing = asyncio.Lock()
+        """Held while an endpoint that exists is changed: what a change is made from must be the last one."""
 
     async def load(self) -> None:
         """Read all endpoints from the store; one that can't be read is logged and left alone."""
@@ -69,6 +75,10 @@ class Registry:
         if found is None:
             raise NotFound(f"There is no endpoint '{name}'{near_names(name, self._endpoints)}")
         return found
+
+    def find(self, name: str) -> Endpoint | None:
+        """The endpoint with exactly this name."""
+        return self._endpoints.get(name)
 
     def resolve(self, model: str, allowed: Callable[[str], bool]) -> EndpointSpec:
         """The endpoint that a request means by `model`. Raises UnknownModel with names near it that the key may see.
@@ -104,9 +114,10 @@ class Registry:
     async def add(self, spec: EndpointSpec) -> Endpoint:
         """Store a new endpoint that was checked. Raises Conflict; then nothing has changed."""
         now = self._clock()
-        endpoint = Endpoint(spec=spec, created_at=now, updated_at=now)
+        endpoint = Endpoint(spec=spec, created_at=now, updated_at=now, changed_at=now)
         await self._store.add(endpoint)
         self._keep(endpoint)
+        self.noted("created", endpoint, ())
         return endpoint
 
     def _keep(self, endpoint: Endpoint) -> None:
@@ -135,13 +146,59 @@ class Registry:
         self._check(spec, host)
         return spec
 
-    async def replace(self, spec: EndpointSpec) -> Endpoint:
-        """Store the changed spec of an endpoint. Raises NotFound if it was deleted meanwhile."""
-        old = self.get(spec.name)
-        endpoint = Endpoint(spec=spec, created_at=old.created_at, updated_at=self._clock())
+    async def replace(self, spec: EndpointSpec, *, again: bool = False) -> Endpoint:
+        """Store the changed spec of an endpoint; `again`: try even what was rolled back before.
+
+        Raises NotFound if it was deleted meanwhile.
+        """
+        async with self._changing:
+            old, now = self.get(spec.name), self._clock()
+            changed = msgspec.structs.replace(old, spec=spec, updated_at=now)
+            if again or not is_served_alike(old.spec, spec):
+                changed = msgspec.structs.replace(changed, changed_at=now, rolled_back=None)
+            fields = tuple(
+                field for field in EndpointSpec.__struct_fields__ if getattr(old.spec, field) != getattr(spec, field)
+            )
+            stored = await self._store_again(changed)
+            self.noted("changed", stored, fields)
+            return stored
+
+    async def _store_again(self, endpoint: Endpoint) -> Endpoint:
         await self._store.update(endpoint)
-        self._keep(endpoint)
+        if endpoint.spec.name in self._endpoints:
+            self._keep(endpoint)
         return endpoint
+
+    def is_proven(self, spec: EndpointSpec, path: str) -> bool:
+        """Whether a worker of this spec, with the files at `path`, is known to have served."""
+        endpoint = self._endpoints.get(spec.name)
+        return endpoint is not None and endpoint.good is not None and is_served_alike(endpoint.good, pinned(spec, path))
+
+    async def prove(self, spec: EndpointSpec, path: str) -> bool:
+        """A worker serves as `spec` wants, from the model's files at `path`: what a change that fails falls back to.
+
+        False where the endpoint is another one by now. Raises sqlite3.Error.
+        """
+        async with self._changing:
+            endpoint = self._endpoints.get(spec.name)
+            if endpoint is None or not is_served_alike(endpoint.spec, spec) or endpoint.rolled_back is not None:
+                return False
+            await self._store_again(msgspec.structs.replace(endpoint, good=pinned(spec, path)))
+            return True
+
+    async def roll_back(self, spec: EndpointSpec, failure: Failure, *, same_files: bool) -> RolledBack | None:
+        """Workers as `spec` wants them fail: serve as before until the next change. Raises sqlite3.Error.
+
+        None where the endpoint is another one by now, or nothing of it ever served.
+        """
+        async with self._changing:
+            endpoint = self._endpoints.get(spec.name)
+            if endpoint is None or endpoint.good is None or not is_served_alike(endpoint.spec, spec):
+                return None
+            changed = changed_fields(endpoint.good, spec, same_files=same_files)
+            rolled_back = RolledBack(changed=changed, failure=failure, at=self._clock())
+            await self._store_again(msgspec.structs.replace(endpoint, rolled_back=rolled_back))
+            return rolled_back
 
     async def remove(self, name: str) -> Endpoint:
         """Delete an endpoint. Raises NotFound."""
@@ -149,6 +206,7 @@ class Registry:
         await self._store.remove(name)
         del self._endpoints[name]
         self._index()
+        self.noted("deleted", endpoint, ())
         return endpoint
 
 

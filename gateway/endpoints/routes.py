@@ -6,6 +6,7 @@ from typing import Any
 from litestar import Controller, Request, delete, get, patch, post
 
 from gateway.access.keyring import Keyring
+from gateway.endpoints.changes import SERVING_FIELDS
 from gateway.endpoints.registry import Registry, near_names
 from gateway.endpoints.status import EndpointView, ModelView, Statuses
 from gateway.endpoints.types import EndpointSpec
@@ -20,6 +21,8 @@ Prepare = Callable[[EndpointSpec], Awaitable[None]]
 Touch = Callable[[EndpointSpec, str], None]
 """Asks for a start or a stop of an endpoint's workers."""
 Changed = Callable[[], None]
+Renew = Callable[[EndpointSpec], None]
+"""An endpoint is to be served in another way: one that is awake is to be so afterwards."""
 
 
 class EndpointRoutes(Controller):
@@ -65,13 +68,17 @@ class EndpointRoutes(Controller):
         statuses: Statuses,
         host: Host,
         prepare: Prepare,
+        renew: Renew,
         changed: Changed,
     ) -> EndpointView:
-        """Change some fields; workers that no longer fit drain and are replaced."""
+        """Change some fields; workers that no longer fit serve until their successors do."""
         fields = await read(request, dict[str, Any])
         checked = registry.merged(name.lstrip("/"), fields, host())
         await prepare(checked)
-        endpoint = await registry.replace(checked)
+        is_served_anew = not fields.keys().isdisjoint(SERVING_FIELDS)
+        endpoint = await registry.replace(checked, again=is_served_anew)
+        if is_served_anew:
+            renew(checked)
         changed()
         return statuses.view(endpoint)
 

@@ -20,6 +20,20 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     since: float
     draining: bool = False
+    on_trial: bool = False
+    """It is the first of a change and has not answered the gateway's own request yet: it gets no other."""
+    reason: str = ""
+    failure: Failure | None = None
+
+
+class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
+    """A change of how the endpoint is served that does not hold (yet): it is served as before."""
+
+    state: str
+    """on_trial, pending (its model is not here), or rolled_back."""
+    since: float
+    changed: dict[str, Any]
+    """`{field: {"from", "to"}}`"""
     reason: str = ""
     failure: Failure | None = None
 
@@ -36,6 +50,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     learned: dict[str, Any] = {}
     memory: dict[str, Any] | None = None
     """How a worker is sized, part by part."""
+    change: ChangeView | None = None
 
 
 class EndpointView(EndpointSpec, frozen=True, kw_only=True):
@@ -68,7 +83,7 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
 class Statuses:
     """Makes views of endpoints."""
 
-    def __init__(self, source: Callable[[EndpointSpec], EndpointStatus]) -> None:
+    def __init__(self, source: Callable[[Endpoint], EndpointStatus]) -> None:
         self._source = source
 
     def view(self, endpoint: Endpoint) -> EndpointView:
@@ -78,13 +93,13 @@ class Statuses:
             **fields,
             created_at=endpoint.created_at,
             updated_at=endpoint.updated_at,
-            status=self._source(endpoint.spec),
+            status=self._source(endpoint),
         )
 
     def model(self, endpoint: Endpoint, name: str) -> ModelView:
         """The endpoint as a model under one of its names."""
-        status = self._source(endpoint.spec)
-        ready = sum(worker.state == "ready" for worker in status.workers)
+        status = self._source(endpoint)
+        ready = sum(worker.state == "ready" and not worker.on_trial for worker in status.workers)
         return ModelView(
             id=name,
             created=int(endpoint.created_at),

@@ -1,10 +1,14 @@
 """Endpoints in the database: the spec as JSON, so that a new field needs no migration."""
 
+from typing import Any, TypeVar
+
 import msgspec
 
 from gateway.database.connection import Database, IntegrityError
-from gateway.endpoints.types import Endpoint, EndpointSpec
+from gateway.endpoints.types import Endpoint, EndpointSpec, RolledBack
 from gateway.errors import Conflict
+
+Past = TypeVar("Past", EndpointSpec, RolledBack)
 
 
 class EndpointStore:
@@ -15,16 +19,16 @@ class EndpointStore:
 
     async def all(self) -> tuple[list[Endpoint], dict[str, str]]:
         """Every endpoint that can be read, and the name and fault of each that can't: a bad row harms only itself."""
-        rows = await self._database.rows("SELECT name, spec, created_at, updated_at FROM endpoints ORDER BY name")
+        rows = await self._database.rows(
+            "SELECT name, spec, created_at, updated_at, changed_at, good, rolled_back FROM endpoints ORDER BY name"
+        )
         good: list[Endpoint] = []
         bad: dict[str, str] = {}
-        for name, spec, created_at, updated_at in rows:
+        for name, *row in rows:
             try:
-                decoded = msgspec.json.decode(spec, type=EndpointSpec)
+                good.append(_endpoint(*row))
             except msgspec.MsgspecError as problem:
                 bad[str(name)] = str(problem)
-            else:
-                good.append(Endpoint(spec=decoded, created_at=created_at, updated_at=updated_at))
         return good, bad
 
     async def add(self, endpoint: Endpoint) -> None:
@@ -46,14 +50,49 @@ class EndpointStore:
             ) from None
 
     async def update(self, endpoint: Endpoint) -> None:
-        """Replace the spec of an endpoint."""
+        """Replace all that may change of an endpoint."""
         async with self._database.transaction() as write:
             await write.execute(
-                "UPDATE endpoints SET spec = ?, updated_at = ? WHERE name = ?",
-                (msgspec.json.encode(endpoint.spec).decode(), endpoint.updated_at, endpoint.spec.name),
+                "UPDATE endpoints SET spec = ?, updated_at = ?, changed_at = ?, good = ?, rolled_back = ? "
+                "WHERE name = ?",
+                (
+                    msgspec.json.encode(endpoint.spec).decode(),
+                    endpoint.updated_at,
+                    endpoint.changed_at,
+                    _text(endpoint.good),
+                    _text(endpoint.rolled_back),
+                    endpoint.spec.name,
+                ),
             )
 
     async def remove(self, name: str) -> None:
         """Delete an endpoint; one that is not there is no error."""
         async with self._database.transaction() as write:
             await write.execute("DELETE FROM endpoints WHERE name = ?", (name,))
+
+
+def _endpoint(
+    spec: str, created_at: float, updated_at: float, changed_at: float | None, good: str | None, rolled_back: str | None
+) -> Endpoint:
+    """A row as an endpoint. Raises msgspec.MsgspecError where its spec can't be read; its past alone is let go."""
+    return Endpoint(
+        spec=msgspec.json.decode(spec, type=EndpointSpec),
+        created_at=created_at,
+        updated_at=updated_at,
+        changed_at=changed_at if changed_at is not None else updated_at,
+        good=_past(good, EndpointSpec),
+        rolled_back=_past(rolled_back, RolledBack),
+    )
+
+
+def _past(text: str | None, kind: type[Past]) -> Past | None:
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=kind)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _text(value: Any) -> str | None:
+    return msgspec.json.encode(value).decode() if value is not None else None

@@ -1,12 +1,12 @@
 """The shape of an endpoint as users write it (API.md, Endpoints)."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.weights import Weights
-from worker_manager.contract import FlagValue
+from worker_manager.contract import Failure, FlagValue
 
 # \Z and not $, which would let a line feed in at the end
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z"
@@ -70,9 +70,26 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
         return -(-self.weights.total // 2**20)
 
 
+class RolledBack(msgspec.Struct, frozen=True, kw_only=True):
+    """A change that was taken back."""
+
+    changed: dict[str, Any]
+    """`{field: {"from", "to"}}`"""
+    failure: Failure
+    """Of the worker that was to serve as the change wanted."""
+    at: float
+    """Unix time, seconds."""
+
+
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     """A registered endpoint; times are Unix seconds."""
 
     spec: EndpointSpec
     created_at: float
     updated_at: float
+    changed_at: float = 0.0
+    """When it was last asked to be served in another way, or again in a way that had failed."""
+    good: EndpointSpec | None = None
+    """The last spec of which a worker has served, its revision a commit; None: none has yet."""
+    rolled_back: RolledBack | None = None
+    """Why `good` is served and not `spec`; None: nothing failed, `spec` is what should be served."""

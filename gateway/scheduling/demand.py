@@ -37,6 +37,8 @@ class Demand:
         """Waiters in all queues."""
         self._failures: dict[str, tuple[Failure, float]] = {}
         self._unfit: dict[str, str] = {}
+        self._on_trial = NOBODY
+        self._pardoned = NOBODY
         self.changed: Callable[[], None] = lambda: None
         """Called when the planner should look again."""
         self.unreachable: Callable[[Slot], None] = lambda _: None
@@ -74,6 +76,7 @@ class Demand:
         slot = self.slots.get(worker.spec.id)
         if slot is None:
             slot = self.slots[worker.spec.id] = Slot(worker, self._engines / worker.socket, now)
+            slot.on_trial = slot.id in self._on_trial
             self._teams.setdefault(slot.endpoint, Team()).add(slot)
         queue = self.queues.get(slot.endpoint)
         if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, incarnation(worker)):
@@ -83,7 +86,7 @@ class Demand:
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.state = worker.state
-        if worker.failure is not None and _is_hopeless(worker):
+        if worker.failure is not None and _is_hopeless(worker) and slot.id not in self._pardoned:
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
     def _forget(self, slot: Slot) -> None:
@@ -116,13 +119,32 @@ class Demand:
 
     def _has_other_hope(self, endpoint: str) -> bool:
         hopeless = (WorkerState.FAILED, WorkerState.BACKOFF)
-        return any(slot.state not in hopeless for slot in self._team(endpoint))
+        return any(slot.state not in hopeless or slot.id in self._pardoned for slot in self._team(endpoint))
 
     def set_draining(self, draining: frozenset[str]) -> None:
         """Give no more leases on these workers."""
         for slot in self.slots.values():
             slot.draining = slot.id in draining
         self._grant_everywhere()
+
+    def set_on_trial(self, on_trial: frozenset[str]) -> None:
+        """Give no lease on these workers, seen or not yet, until they have shown that they answer."""
+        self._on_trial = on_trial
+        for slot in self.slots.values():
+            if slot.on_trial and slot.id not in on_trial:
+                slot.end_trial(self._clock())
+            slot.on_trial = slot.id in on_trial
+        self._grant_everywhere()
+
+    def set_pardoned(self, pardoned: frozenset[str]) -> None:
+        """Failures of these workers are no reason to refuse requests: others take their place."""
+        self._pardoned = pardoned
+        for name in {slot.endpoint for slot in self.slots.values() if slot.id in pardoned}:
+            self._failures.pop(name, None)
+
+    def is_warm(self, endpoint: str) -> bool:
+        """Whether a worker of it is awake."""
+        return any(slot.state is WorkerState.READY for slot in self._team(endpoint))
 
     def mark_unreachable(self, worker_id: str) -> None:
         """Take a worker that did not accept a connection out of rotation, until a probe gets through or it restarts."""
@@ -253,7 +275,8 @@ class Demand:
         finally:
             self._leave(queue, waiter)
             self.changed()
-        return Lease(slot, self._clock() - waiter.since)
+        waited = self._clock() - waiter.since
+        return Lease(slot, waited, min(waited, max(0.0, slot.ready_at - waiter.since)))
 
     def _leave(self, queue: Queue, waiter: Waiter) -> None:
         if queue.waiters.discard(waiter):

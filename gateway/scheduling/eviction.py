@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.scheduling import ladder
 from gateway.scheduling.board import Board, Need, cards_of
+from gateway.scheduling.generations import is_awake, serves_on
 from gateway.scheduling.types import KnownWorker, WantedEndpoint
 from worker_manager.contract import Residency, WorkerState
 
@@ -116,6 +117,8 @@ class Eviction:
         """How many workers an endpoint could lose beside those that leave."""
         owner = self.board.endpoints.get(name)
         alive = [known for known in self.board.serving(name) if known.state is not WorkerState.FAILED]
+        if owner is not None and any(serves_on(owner, known) for known in alive):
+            alive = [known for known in alive if is_awake(known)]  # a successor replaces nobody before it serves
         gone = set(leaving)
         left = sum(known.spec.id not in gone for known in alive)
         return left - (owner.min_workers if owner is not None else 0)

@@ -7,7 +7,7 @@ side's death: the desired set is whole, so sending it again repairs everything.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -17,6 +17,7 @@ from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.memory.host import HOST_MARGIN_MIB, cards
 from gateway.scheduling.demand import Demand
+from gateway.scheduling.generations import is_current
 from gateway.scheduling.orders import Orders
 from gateway.scheduling.patience import Patience
 from gateway.scheduling.planner import plan
@@ -51,6 +52,14 @@ class Catalogue(Protocol):
         ...
 
 
+class Trials(Protocol):
+    """Watches the workers of changes (`gateway.trials`)."""
+
+    def look(self, observed: ObservedSet, wanted: Iterable[WantedEndpoint]) -> frozenset[str]:
+        """The workers that must not be sent requests yet, whatever the manager says."""
+        ...
+
+
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """How much of the machine is never used, or used for sleepers; MiB."""
 
@@ -72,6 +81,7 @@ class Scheduler:
         demand: Demand,
         catalogue: Catalogue,
         failures: SleepFailures,
+        trials: Trials,
         limits: Limits,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -79,6 +89,8 @@ class Scheduler:
         self._demand = demand
         self._catalogue = catalogue
         self._failures = failures
+        self._trials = trials
+        self._on_trial: frozenset[str] = frozenset()
         self._limits = limits
         self._clock = clock
         self._wake = asyncio.Event()
@@ -93,6 +105,8 @@ class Scheduler:
         self.last_plan: Plan | None = None
         self.noticed: Callable[[ObservedSet], None] = lambda _observed: None
         """Hears of every observed set."""
+        self.planned: Callable[[Situation, Plan], None] = lambda _situation, _plan: None
+        """Hears of every plan, and of what it was made from."""
         demand.changed = self._wake.set
 
     def start(self) -> None:
@@ -122,7 +136,11 @@ class Scheduler:
     def traffic(self, worker_id: str) -> dict[str, object]:
         """What the gateway knows of a worker beside what the manager sees."""
         slot = self._demand.slots.get(worker_id)
-        return {"in_flight": slot.in_flight if slot else 0, "draining": worker_id in self._draining}
+        return {
+            "in_flight": slot.in_flight if slot else 0,
+            "draining": worker_id in self._draining,
+            "on_trial": worker_id in self._on_trial,
+        }
 
     # watching the manager
 
@@ -152,10 +170,16 @@ class Scheduler:
             log.info("worker manager found", manager=observed.manager, workers=len(observed.workers))
         self.connected, self._problem = True, ""
         self.observed = observed
+        self._hold_back(observed, self._catalogue.wanted(observed.host))
         self._demand.set_workers(observed.workers)
         self.noticed(observed)
         self._show(observed)
         self._wake.set()
+
+    def _hold_back(self, observed: ObservedSet, wanted: tuple[WantedEndpoint, ...]) -> None:
+        """Keep requests from workers on trial; before the demand sees them ready, or it would send some."""
+        self._on_trial = self._trials.look(observed, wanted)
+        self._demand.set_on_trial(self._on_trial)
 
     def _show(self, observed: ObservedSet) -> None:
         states = {worker.spec.id: worker.state.value for worker in observed.workers}
@@ -192,12 +216,16 @@ class Scheduler:
         self._demand.tick()
         if self.observed is None:
             return TICK_SECONDS
-        situation = self.situation(self.observed)
+        wanted = self._catalogue.wanted(self.observed.host)
+        self._hold_back(self.observed, wanted)
+        situation = self._situation(self.observed, wanted)
         self._demand.set_unfit({endpoint.name: endpoint.unfit for endpoint in situation.endpoints if endpoint.unfit})
         decided = plan(situation)
         self.last_plan = decided
+        self.planned(situation, decided)
         self._draining = decided.draining
         self._demand.set_draining(decided.draining | decided.residencies.keys())
+        self._demand.set_pardoned(pardoned(situation, decided))
         try:
             await self._send(decided, self.observed)
         except ManagerUnavailable as problem:
@@ -212,9 +240,12 @@ class Scheduler:
 
     def situation(self, observed: ObservedSet) -> Situation:
         """Everything the planner may know, this instant."""
+        return self._situation(observed, self._catalogue.wanted(observed.host))
+
+    def _situation(self, observed: ObservedSet, wanted: tuple[WantedEndpoint, ...]) -> Situation:
         now, host = self._clock(), observed.host
         workers = tuple(self._known(observed))
-        endpoints = [self._with_demand(endpoint) for endpoint in self._catalogue.wanted(host)]
+        endpoints = [self._with_demand(endpoint) for endpoint in wanted]
         unserved = self._patience.look(now, endpoints, workers)
         return Situation(
             now=now,
@@ -264,6 +295,7 @@ class Scheduler:
             in_flight=slot.in_flight if slot else 0,
             last_used=slot.last_used if slot else worker.since,
             draining=worker.spec.id in self._draining,
+            on_trial=worker.spec.id in self._on_trial,
             asked=asked,
             asked_at=asked_at,
             can_sleep=may_sleep,
@@ -278,3 +310,11 @@ class Scheduler:
         if fresh is not None:
             accepted = await self._manager.set_desired(fresh)
             self._orders.taken(fresh, accepted.manager)
+
+
+def pardoned(situation: Situation, decided: Plan) -> frozenset[str]:
+    """Workers whose failure ends no hope: those of changes on trial, and those that are on their way out."""
+    tried = {endpoint.name: endpoint for endpoint in situation.endpoints if endpoint.on_trial}
+    ids = {spec.id for spec in decided.desired if spec.endpoint in tried and is_current(tried[spec.endpoint], spec)}
+    staying = {spec.id for spec in decided.desired} - decided.draining
+    return frozenset(ids | {worker.spec.id for worker in situation.workers if worker.spec.id not in staying})

@@ -6,8 +6,8 @@ for ever. Nor does the clock start again when a waiter gives up and another take
 
 from collections.abc import Iterable
 
+from gateway.scheduling.generations import is_awake
 from gateway.scheduling.types import KnownWorker, WantedEndpoint
-from worker_manager.contract import Residency, WorkerState
 
 
 class Patience:
@@ -30,4 +30,4 @@ class Patience:
 
 
 def _serves(worker: KnownWorker) -> bool:
-    return worker.state is WorkerState.READY and worker.asked is Residency.HOT and not worker.draining
+    return is_awake(worker) and not worker.draining

@@ -6,7 +6,8 @@ Rules, in order (docs/design.md, "The planner", has the reasons and the bound):
 1. An endpoint wants clamp(ceil((in flight + waiting) / per_worker), min_workers, max_workers) workers awake. One it has
    and does not need leaves its cards after `idle_seconds` without a request; where not all endpoints fit at once, it
    sleeps after `sleep_after_seconds`, ahead of need.
-2. A worker whose spec is no longer what its endpoint asks for drains and goes; so does one whose endpoint is gone.
+2. A worker whose endpoint is gone drains and goes. One that is no longer what its endpoint asks for serves until its
+   successor does (`succession`).
 3. Cheapest first: a sleeper wakes where its memory is free, else a worker starts where its promise fits (best fit),
    else others make room (`eviction`): whoever is cheapest to have back, asleep if that is as quick as a stop.
 4. A waiter past the starvation bound may have busy workers of its own or lower priority drained for it. Where they must
@@ -16,11 +17,11 @@ Rules, in order (docs/design.md, "The planner", has the reasons and the bound):
 
 import math
 
-import msgspec
-
 from gateway.scheduling import ladder
 from gateway.scheduling.board import Board, Need
 from gateway.scheduling.eviction import RESTING, Eviction, Way, exit_of
+from gateway.scheduling.generations import newer
+from gateway.scheduling.succession import Succession
 from gateway.scheduling.types import (
     RETRY_FAILED_SECONDS,
     KnownWorker,
@@ -29,7 +30,7 @@ from gateway.scheduling.types import (
     Verb,
     WantedEndpoint,
 )
-from worker_manager.contract import Residency, WorkerSpec, WorkerState, spec_hash
+from worker_manager.contract import Residency, WorkerSpec, WorkerState
 
 WAIT_FOR_CARD_LOADS = 1.0
 """For so long, in loads, a waiter waits for the card of its sleeper before another worker is started elsewhere."""
@@ -53,6 +54,7 @@ class _Planner:
         self.now = situation.now
         self.situation = situation
         self.board = Board(situation)
+        self.succession = Succession(self.board)
 
     def run(self) -> Plan:
         for worker in self.situation.workers:
@@ -62,8 +64,11 @@ class _Planner:
         self._retire_crowded_out()
         for endpoint in self.situation.endpoints:
             self._retire_idle(endpoint)
+            self.succession.hand_over(endpoint, _wanted(endpoint, self.now))
         for endpoint in sorted(self.situation.endpoints, key=self._urgency):
             self._supply(endpoint)
+        for endpoint in sorted(self.situation.endpoints, key=self._urgency):
+            self._succeed(endpoint)
         return self.board.plan()
 
     def _urgency(self, endpoint: WantedEndpoint) -> tuple[float, bool, float, str]:
@@ -116,8 +121,8 @@ class _Planner:
             self._leave(worker, Residency.GONE, "its endpoint is gone")
         elif endpoint.stopped:
             self._leave(worker, Residency.GONE, "its endpoint was stopped")
-        elif endpoint.template is not None and not is_same(endpoint.template, worker.spec):
-            self._leave(worker, Residency.GONE, "it is no longer what its endpoint asks for")
+        elif self.succession.retire(worker, endpoint):
+            return
         elif self._may_retry(worker, endpoint):
             self._leave(worker, Residency.GONE, "it failed a while ago and a request waits: try again")
         elif _failed_before_order(worker, endpoint):
@@ -150,13 +155,14 @@ class _Planner:
 
     def _retire_idle(self, endpoint: WantedEndpoint) -> None:
         wanted = _wanted(endpoint, self.now)
-        serving = sorted(self.board.serving(endpoint.name), key=lambda worker: (worker.last_used, worker.spec.id))
+        serving = newer(endpoint, self.board.serving(endpoint.name))
+        serving.sort(key=lambda worker: (worker.last_used, worker.spec.id))
         # one that failed serves nobody: it must not make a healthy one superfluous
         surplus = sum(worker.state is not WorkerState.FAILED for worker in serving) - wanted
         for worker in serving:
             if surplus <= 0:
                 return
-            if worker.in_flight or worker.state not in RESTING:
+            if worker.in_flight or worker.on_trial or worker.state not in RESTING:
                 continue
             surplus -= self._retire_if_idle(worker, endpoint)
 
@@ -237,8 +243,13 @@ class _Planner:
         if cards is None:
             self._make_room(endpoint, needs)
             return False
-        self._start(endpoint, template, cards)
+        self._start(endpoint, template, cards, f"{endpoint.waiting} waiting")
         return True
+
+    def _succeed(self, endpoint: WantedEndpoint) -> None:
+        successor = self.succession.bring_up(endpoint)
+        if successor is not None:
+            self._start(endpoint, *successor)
 
     def _wake(self, sleeper: KnownWorker, endpoint: WantedEndpoint) -> None:
         one = sleeper.spec.id
@@ -250,7 +261,7 @@ class _Planner:
             Verb.WAKE, endpoint.name, one, f"{endpoint.waiting} waiting, {where}, waking takes about {seconds:.0f} s"
         )
 
-    def _start(self, endpoint: WantedEndpoint, template: WorkerSpec, cards: list[str]) -> None:
+    def _start(self, endpoint: WantedEndpoint, template: WorkerSpec, cards: list[str], why: str) -> None:
         board = self.board
         made = sum(spec.endpoint == endpoint.name for spec in board.started)
         resting = board.resting(endpoint.name)
@@ -259,7 +270,7 @@ class _Planner:
         spec = board.start(endpoint, template, cards)
         promise = board.promise_of(spec)
         where = f"on GPU {', '.join(spec.gpus)}" if spec.gpus else "on the CPUs"
-        board.note(Verb.START, endpoint.name, spec.id, f"{endpoint.waiting} waiting, {promise} MiB promised {where}")
+        board.note(Verb.START, endpoint.name, spec.id, f"{why}, {promise} MiB promised {where}")
 
     def _waits_for_its_card(self, endpoint: WantedEndpoint) -> bool:
         """Whether it is too early to start another one because the sleeper's card may be had soon.
@@ -355,15 +366,3 @@ def _wanted(endpoint: WantedEndpoint, now: float) -> int:
     busy = math.ceil((endpoint.in_flight + endpoint.waiting) / endpoint.per_worker)
     kept_warm = 1 if endpoint.warm_until is not None and endpoint.warm_until > now else 0
     return min(max(busy, kept_warm, endpoint.min_workers), endpoint.max_workers)
-
-
-def is_same(template: WorkerSpec, spec: WorkerSpec) -> bool:
-    """Whether a worker is what its endpoint asks for; its GPUs, and what was left open and chosen, do not matter."""
-    placed = msgspec.structs.replace(
-        spec,
-        gpus=(),
-        gpu_memory_mib=spec.gpu_memory_mib if template.gpu_memory_mib is not None else None,
-        max_model_len=None if spec.is_length_chosen else spec.max_model_len,
-        is_length_chosen=False,
-    )
-    return spec_hash(placed) == spec_hash(template)

@@ -18,6 +18,8 @@ class Slot:
         self.socket = socket
         self.state = worker.state
         self.draining = False
+        self.on_trial = False
+        """It has not answered the first request of its change yet, which is the gateway's own."""
         self.reachable = True
         """False from a connection it did not take until a probe gets through, or it starts anew."""
         self.in_flight = 0
@@ -26,28 +28,37 @@ class Slot:
         self.given_now = 0
         """Of these, in this window."""
         self.last_used = now
+        self.ready_at = worker.since
+        """Since when requests may be sent there, if they may."""
         self.loading_since: float | None = None
         self.memory = Memory()
 
     def serves(self) -> bool:
         """Whether requests may be sent there, as far as it goes."""
-        return self.state is WorkerState.READY and self.reachable and not self.draining
+        return self.state is WorkerState.READY and self.reachable and not self.draining and not self.on_trial
 
     def begin_anew(self, life: str, now: float) -> None:
         """It has just become ready: nothing is cached, and what was wrong with it is past."""
         self.incarnation = life
         self.reachable = True
-        self.last_used = now
+        self.last_used = self.ready_at = now
         self.memory = Memory()
+
+    def end_trial(self, now: float) -> None:
+        """It has answered the first request of its change."""
+        self.on_trial = False
+        self.ready_at = now
 
 
 class Lease:
     """The right to send one request to one worker; `Demand.release` takes it back."""
 
-    def __init__(self, slot: Slot, waited: float) -> None:
+    def __init__(self, slot: Slot, waited: float, woke: float = 0.0) -> None:
         self.slot = slot
         self.waited = waited
         """Seconds the request waited for it."""
+        self.woke = woke
+        """How many of them this worker was not ready yet: it started, woke or was on trial."""
 
 
 class Team:

@@ -19,9 +19,17 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     template: WorkerSpec | None
     """What each of its workers looks like, without id and GPUs; None while its model is not here (see `blocked`)."""
+    pending: str = ""
+    """Why the template is still an earlier one: what the endpoint was changed to can't start yet."""
     blocked: str = ""
     unfit: str = ""
     """Why no worker of it can ever start on this machine: requests are refused with it instead of waiting."""
+    rejected: WorkerSpec | None = None
+    """The template of a change that was rolled back: a worker of it gets no request and goes at once."""
+    on_trial: bool = False
+    """Whether no worker of this template has answered a request yet while one of an earlier template had."""
+    asked_gpus: int | None = None
+    """GPUs that each worker must have; None: as many as the memory plan found when it started."""
     gpus: int = 0
     promise_mib: int = 0
     """MiB promised to a worker on each card; with `whole_card` or `most_mib` the least it needs."""
@@ -69,6 +77,8 @@ class KnownWorker(msgspec.Struct, frozen=True, kw_only=True):
     """When its last request ended, or when it became ready."""
     draining: bool = False
     """It gets no further request, and when the last one has ended it goes or sleeps."""
+    on_trial: bool = False
+    """It is the first of a change and gets no request before it has answered one of the gateway's own."""
     asked: Residency = Residency.HOT
     """What it was last asked to be."""
     asked_at: float = 0.0

@@ -16,10 +16,13 @@ from gateway.database.migrate import MigrationError, migrate, scripts
 from tests.support.processes import RunningProcess, running
 from tests.support.waiting import wait_until
 
+INSERT = "INSERT INTO endpoints (name, spec, created_at, updated_at) VALUES (?, ?, 0, 0)"
 WRITER = """
 import asyncio, sys, time
 from pathlib import Path
 from gateway.database.connection import Database
+
+INSERT = "INSERT INTO endpoints (name, spec, created_at, updated_at) VALUES (?, ?, 0, 0)"
 
 async def main():
     database = await Database.open(Path(sys.argv[1]))
@@ -27,7 +30,7 @@ async def main():
     while True:
         async with database.transaction() as write:
             for part in ("a", "b"):
-                await write.execute("INSERT INTO endpoints VALUES (?, '{}', 0, 0)", (f"{number}-{part}",))
+                await write.execute(INSERT, (f"{number}-{part}", "{}"))
         print("committed", number, flush=True)
         number += 1
 
@@ -48,7 +51,7 @@ async def names(database: Database) -> list[str]:
 
 async def insert(database: Database, name: str) -> None:
     async with database.transaction() as write:
-        await write.execute("INSERT INTO endpoints VALUES (?, '{}', 0, 0)", (name,))
+        await write.execute(INSERT, (name, "{}"))
 
 
 def versions(folder: Path) -> tuple[int, set[str]]:
@@ -125,7 +128,7 @@ async def test_what_is_no_database_is_refused_and_the_process_can_end(tmp_path: 
 async def test_an_error_in_the_block_takes_everything_back(database: Database) -> None:
     async def half_done() -> None:
         async with database.transaction() as write:
-            await write.execute("INSERT INTO endpoints VALUES ('a', '{}', 0, 0)")
+            await write.execute(INSERT, ("a", "{}"))
             raise ValueError("in the middle")
 
     with pytest.raises(ValueError, match="in the middle"):
@@ -137,11 +140,13 @@ async def test_an_error_in_the_block_takes_everything_back(database: Database) -
 
 async def test_a_broken_constraint_takes_everything_back(database: Database) -> None:
     async with database.transaction() as write:
-        assert await write.execute("INSERT INTO endpoints VALUES ('a', '{}', 0, 0)") == 1
+        assert await write.execute(INSERT, ("a", "{}")) == 1
     with pytest.raises(sqlite3.IntegrityError):  # noqa: PT012 - the block is the point
         async with database.transaction() as write:
             await write.execute("DELETE FROM endpoints")
-            await write.execute("INSERT INTO endpoints VALUES ('b', 'not json', 0, 0)")
+            await write.execute(
+                "INSERT INTO endpoints (name, spec, created_at, updated_at) VALUES ('b', 'not json', 0, 0)"
+            )
     assert await names(database) == ["a"]
 
 

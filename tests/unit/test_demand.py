@@ -663,3 +663,55 @@ class AnyDemand(RuleBasedStateMachine):
 
 AnyDemand.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 test_whatever_happens_every_lease_comes_back = AnyDemand.TestCase
+
+
+# changes on trial
+
+
+async def test_a_worker_on_trial_gets_no_request_not_even_in_the_moment_in_which_it_becomes_ready() -> None:
+    clock = Clock()
+    demand = made(clock=clock)
+    demand.set_on_trial(frozenset({"w1"}))
+    async with waiting(demand, 1) as (task,):
+        clock.now += 5
+        demand.set_workers([seen("w1")])
+        assert demand.try_acquire("a") is None
+        assert not task.done()
+        clock.now += 2
+        demand.set_on_trial(frozenset())
+        assert await granted(task) == "w1"
+        assert (task.result().waited, task.result().woke) == (7, 7)
+
+
+async def test_a_request_is_told_how_much_of_its_wait_its_worker_took_to_become_ready() -> None:
+    clock = Clock()
+    demand = made(seen("w1", state=WorkerState.LOADING), per_worker=1, clock=clock)
+    async with waiting(demand, 2) as (first, second):
+        clock.now += 10
+        demand.set_workers([seen("w1", since=clock.now)])
+        assert await granted(first) == "w1"
+        clock.now += 3
+        demand.release(first.result())
+        assert await granted(second) == "w1"
+        assert (first.result().waited, first.result().woke) == (10, 10)
+        assert (second.result().waited, second.result().woke) == (13, 10)
+    lease = made(seen("w1")).try_acquire("a")
+    assert lease is not None
+    assert lease.woke == 0
+
+
+async def test_nobody_is_refused_because_the_worker_of_a_change_failed_that_others_make_up_for() -> None:
+    demand = made(seen("w1", state=WorkerState.LOADING))
+    demand.set_pardoned(frozenset({"w1"}))
+    async with waiting(demand, 1) as (task,):
+        demand.set_workers([seen("w1", state=WorkerState.FAILED, failure=FAILURE, since=1_001.0)])
+        await asyncio.sleep(0)
+        assert not task.done()
+        demand.set_workers([seen("w0")])
+        assert await granted(task) == "w0"
+
+
+async def test_an_endpoint_is_warm_while_a_worker_of_it_is_ready() -> None:
+    demand = made(seen("w1", state=WorkerState.LOADING), seen("w2", "b"))
+    assert not demand.is_warm("a")
+    assert demand.is_warm("b")

@@ -11,9 +11,9 @@ from gateway.database.connection import Database
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.registry import Registry, near_names
 from gateway.endpoints.store import EndpointStore
-from gateway.endpoints.types import EndpointSpec
+from gateway.endpoints.types import Endpoint, EndpointSpec
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
-from worker_manager.contract import HostFacts
+from worker_manager.contract import Failure, FailureKind, HostFacts
 
 HOST = HostFacts(launcher="process", device="cpu", memory_total_mib=64_000)
 
@@ -162,9 +162,77 @@ async def test_a_row_that_cannot_be_read_harms_only_itself(
     await register(registry, "good")
     async with database.transaction() as write:
         for name, stored in (("future", '{"name":"future","model":"local/tiny","novel":1}'), ("odd", "[]")):
-            await write.execute("INSERT INTO endpoints VALUES (?, ?, 0, 0)", (name, stored))
+            await write.execute(
+                "INSERT INTO endpoints (name, spec, created_at, updated_at) VALUES (?, ?, 0, 0)", (name, stored)
+            )
     again = await opened(database, models)
     assert [endpoint.spec.name for endpoint in again.all()] == ["good"]
     with pytest.raises(Conflict):
         await register(again, "future")
     assert len(await database.rows("SELECT * FROM endpoints")) == 3
+
+
+# changes of how an endpoint is served
+
+
+FAILURE = Failure(kind=FailureKind.BAD_FLAG, message="no such flag", hint="take it away", at=1.0)
+
+
+async def changed(registry: Registry, *, again: bool = False, **fields: Any) -> Endpoint:
+    return await registry.replace(registry.merged("a", fields, HOST), again=again)
+
+
+async def test_what_served_and_why_a_change_did_not_outlive_a_restart(
+    registry: Registry, database: Database, models: Path
+) -> None:
+    first = await register(registry, "a")
+    assert await registry.prove(first, "local/tiny")
+    second = (await changed(registry, engine_args={"seed": 1})).spec
+    rolled_back = await registry.roll_back(second, FAILURE, same_files=True)
+    assert rolled_back is not None
+    assert rolled_back.changed == {"engine_args": {"from": {}, "to": {"seed": 1}}}
+    again = (await opened(database, models)).get("a")
+    assert again == registry.get("a")
+    assert (again.spec, again.good, again.rolled_back) == (second, first, rolled_back)
+
+
+async def test_a_further_change_or_the_same_once_more_is_a_new_try_and_labels_are_not(registry: Registry) -> None:
+    first = await register(registry, "a")
+    await registry.prove(first, "local/tiny")
+    second = (await changed(registry, engine_args={"seed": 1})).spec
+    await registry.roll_back(second, FAILURE, same_files=True)
+    kept = await changed(registry, labels={"x": "y"})
+    assert kept.rolled_back is not None
+    assert (await changed(registry, again=True, engine_args={"seed": 1})).rolled_back is None
+    await registry.roll_back(second, FAILURE, same_files=True)
+    third = await changed(registry, engine_args={"seed": 2})
+    assert third.rolled_back is None
+    assert third.changed_at > kept.changed_at
+    assert third.good == first
+
+
+async def test_what_is_found_out_about_a_spec_that_has_changed_since_counts_for_nothing(registry: Registry) -> None:
+    first = await register(registry, "a")
+    await registry.prove(first, "local/tiny")
+    second = (await changed(registry, engine_args={"seed": 1})).spec
+    await changed(registry, engine_args={"seed": 2})
+    assert not await registry.prove(second, "local/tiny")
+    assert await registry.roll_back(second, FAILURE, same_files=True) is None
+    assert registry.get("a").good == first
+    assert registry.get("a").rolled_back is None
+    await registry.remove("a")
+    assert not await registry.prove(second, "local/tiny")
+
+
+async def test_what_never_served_is_nothing_to_go_back_to(registry: Registry) -> None:
+    first = await register(registry, "a")
+    assert await registry.roll_back(first, FAILURE, same_files=True) is None
+
+
+async def test_users_changes_are_heard_of(registry: Registry) -> None:
+    heard: list[tuple[str, str, tuple[str, ...]]] = []
+    registry.noted = lambda what, endpoint, fields: heard.append((what, endpoint.spec.name, fields))
+    await register(registry, "a")
+    await changed(registry, labels={"x": "y"}, priority=3)
+    await registry.remove("a")
+    assert heard == [("created", "a", ()), ("changed", "a", ("priority", "labels")), ("deleted", "a", ())]

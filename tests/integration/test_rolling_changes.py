@@ -1,0 +1,198 @@
+"""Changes of how an endpoint is served, under load: with room for two workers and for one, that work and that fail."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import openai
+import pytest
+
+from tests.engine_simulator.configuration import Faults, Simulation
+from tests.support.processes import REPOSITORY, short_folder
+from tests.support.stack import Stack, running_stack
+from tests.support.waiting import wait_until, wait_until_async
+from tests.testbed.simulated_gpus.host import SimulatedHost, cards
+
+TOTAL_MIB = 8192
+TWO_FIT, ONE_FITS = 3.0, 5.0
+"""GiB of a worker on the one card."""
+TOKENS = 12
+QUICK = Simulation(load_seconds=0.1, answer_tokens=TOKENS)
+CALLERS = 4
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Stack]:
+    with short_folder() as folder:
+        host = SimulatedHost.create(folder / "gpus", cards(1, TOTAL_MIB))
+        settings = {
+            "HOSTLER_DEVICE": "cuda",
+            "HOSTLER_GPU_MARGIN_MIB": "512",
+            "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY} HOSTLER_SIMULATED_GPUS={host.folder}",
+            **host.env,
+        }
+        with running_stack(settings) as stack:
+            yield stack
+
+
+@pytest.fixture
+def stack(running: Stack) -> Iterator[Stack]:
+    """One endpoint `first` at a time, hot, on a model that works."""
+    yield running
+    running.client.delete("/api/endpoints/first").raise_for_status()
+    wait_until(lambda: not running.workers(), "all workers are gone", seconds=SECONDS)
+
+
+def begin(stack: Stack, gib: float) -> str:
+    """Have the endpoint hot; its worker."""
+    stack.endpoint("first", QUICK, gpu_memory_gib=gib, per_worker=64)
+    assert stack.ask("first").status_code == 200
+    wait_until(lambda: serving(stack), "the first worker is proven")
+    return serving(stack)
+
+
+def serving(stack: Stack) -> str:
+    """The one worker that gets requests; empty while there is none, or more than one."""
+    ready = [
+        one["id"]
+        for one in stack.status("first")["workers"]
+        if one["state"] == "ready" and not one["draining"] and not one["on_trial"]
+    ]
+    return str(ready[0]) if len(ready) == 1 else ""
+
+
+def patch(stack: Stack, **change: Any) -> dict[str, Any]:
+    answer = stack.client.patch("/api/endpoints/first", json=change)
+    assert answer.status_code == 200, answer.text
+    status: dict[str, Any] = answer.json()["status"]
+    return status
+
+
+class Load:
+    """Callers that ask one thing after the other, streams and JSON, and take note of which worker answers."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._client = openai.AsyncOpenAI(
+            base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, timeout=SECONDS
+        )
+        self._stop = False
+        self.workers: list[str] = []
+
+    async def stream(self) -> None:
+        while not self._stop:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model="first", messages=[{"role": "user", "content": "stream"}], stream=True
+            )
+            answer = raw.parse()
+            pieces = [chunk.choices[0].delta.content async for chunk in answer if chunk.choices]
+            assert sum(bool(piece) for piece in pieces) == TOKENS
+            self.workers.append(raw.headers.get("x-hostler-worker", ""))
+
+    async def json(self) -> None:
+        while not self._stop:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model="first", messages=[{"role": "user", "content": "json"}]
+            )
+            usage = raw.parse().usage
+            assert usage is not None
+            assert usage.completion_tokens == TOKENS
+            self.workers.append(raw.headers["x-hostler-worker"])
+
+    async def goes_on(self) -> None:
+        """Return once everybody has asked twice more and been answered."""
+        least = len(self.workers) + 4 * CALLERS
+        await wait_until_async(lambda: len(self.workers) >= least, "the load goes on", seconds=SECONDS)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Load"]:
+        """Raise the first error of any caller at the end of the block."""
+        async with self._client, asyncio.TaskGroup() as group:
+            for _ in range(CALLERS):
+                group.create_task(self.stream())
+                group.create_task(self.json())
+            yield self
+            self._stop = True
+
+
+@pytest.mark.parametrize("gib", [TWO_FIT, ONE_FITS])
+async def test_of_a_change_that_works_no_request_notices_more_than_a_wait(stack: Stack, gib: float) -> None:
+    old = begin(stack, gib)
+    async with Load(stack).running() as load:
+        await load.goes_on()
+        patch(stack, engine_args={"max-num-seqs": 99})
+        await wait_until_async(lambda: serving(stack) not in ("", old), "the new worker serves", seconds=SECONDS)
+        new = serving(stack)
+        asked = len(load.workers)
+        await load.goes_on()
+        await wait_until_async(lambda: len(stack.status("first")["workers"]) == 1, "the old one is gone")
+    assert old not in load.workers[asked + 2 * CALLERS :], "new requests go to the new worker only"
+    assert load.workers[-1] == new
+    assert stack.status("first")["change"] is None
+
+
+@pytest.mark.parametrize("gib", [TWO_FIT, ONE_FITS])
+async def test_after_a_change_that_fails_the_endpoint_is_served_as_before_and_says_why(
+    stack: Stack, gib: float
+) -> None:
+    old = begin(stack, gib)
+    stack.model("broken", Simulation(faults=Faults(crash_at_load="missing_model")))
+    async with Load(stack).running() as load:
+        await load.goes_on()
+        patch(stack, model="local/broken")
+        await wait_until_async(lambda: change(stack)["state"] == "rolled_back", "it is rolled back", seconds=SECONDS)
+        await load.goes_on()
+        assert {old} == set(load.workers) if gib == TWO_FIT else serving(stack)
+    told = change(stack)
+    assert told["changed"] == {"model": {"from": "local/first", "to": "local/broken"}}
+    assert told["failure"]["kind"] == "model_missing"
+    assert told["failure"]["hint"]
+    status = stack.status("first")
+    assert status["state"] == "hot"
+    assert "the change of model was rolled back" in status["reason"]
+    patch(stack, model="local/first")
+    assert stack.status("first")["change"] is None
+
+
+def change(stack: Stack) -> dict[str, Any]:
+    """What the endpoint says of a change that does not hold."""
+    return stack.status("first")["change"] or {"state": ""}
+
+
+def test_a_worker_that_becomes_ready_and_answers_no_request_of_the_gateway_gets_none_of_users(stack: Stack) -> None:
+    old = begin(stack, TWO_FIT)
+    # the manager's ladder asks for one token: the gateway's own request is the second
+    stack.model("frail", Simulation(load_seconds=0.1, faults=Faults(crash_after_requests=1)))
+    patch(stack, model="local/frail")
+    wait_until(lambda: change(stack)["state"] == "rolled_back", "it is rolled back", seconds=SECONDS)
+    assert stack.ask("first").headers["x-hostler-worker"] == old
+
+
+def test_what_was_rolled_back_stays_so_over_a_restart_of_the_gateway(stack: Stack) -> None:
+    old = begin(stack, TWO_FIT)
+    stack.model("broken", Simulation(faults=Faults(crash_at_load="missing_model")))
+    patch(stack, model="local/broken")
+    wait_until(lambda: change(stack)["state"] == "rolled_back", "it is rolled back", seconds=SECONDS)
+    assert stack.gateway is not None
+    stack.gateway.stop()
+    stack.start_gateway()
+    wait_until(stack.is_ready, "the gateway is ready")
+    assert change(stack)["failure"]["kind"] == "model_missing"
+    assert stack.ask("first").headers["x-hostler-worker"] == old
+    patch(stack, labels={"team": "a"})
+    assert change(stack)["state"] == "rolled_back", "labels serve nobody otherwise"
+
+
+def test_a_restart_of_either_side_and_other_settings_touch_no_worker(stack: Stack) -> None:
+    worker = begin(stack, TWO_FIT)
+    process = stack.engine_stats(worker)["pid"]
+    patch(stack, idle_seconds=1800, priority=5, aliases=["nick"], labels={"a": "b"}, max_workers=2, per_worker=8)
+    stack.env |= {"HOSTLER_QUEUE_SECONDS": "500", "HOSTLER_GPU_MARGIN_MIB": "600", "HOSTLER_LOAD_SECONDS": "500"}
+    for side, start in ((stack.gateway, stack.start_gateway), (stack.manager, stack.start_manager)):
+        assert side is not None
+        side.stop()
+        start()
+        wait_until(stack.is_ready, "the gateway is ready")
+        assert stack.ask("nick").headers["x-hostler-worker"] == worker
+    assert stack.engine_stats(worker)["pid"] == process

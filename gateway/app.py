@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import structlog
@@ -18,7 +18,9 @@ from gateway.access.routes import KeyRoutes
 from gateway.access.store import KeyStore
 from gateway.access.types import AccessEvent
 from gateway.catalogue import Catalogue, EndpointStatuses
+from gateway.chronicle import Chronicle
 from gateway.database.connection import Database, DatabaseError
+from gateway.decisions import DecisionLog
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.registry import Registry
 from gateway.endpoints.routes import EndpointRoutes, ModelRoutes
@@ -26,9 +28,11 @@ from gateway.endpoints.status import Statuses
 from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
 from gateway.errors import Conflict, GatewayError, ManagerUnavailable
+from gateway.events import Events
 from gateway.http import on_bug, on_gateway_error, on_http_error
 from gateway.learned import Learned
 from gateway.logs import RequestLog
+from gateway.machine.event_routes import EventRoutes
 from gateway.machine.health import HealthRoutes
 from gateway.machine.routes import MachineRoutes
 from gateway.manager import ManagerClient, ManagerRefused
@@ -43,13 +47,14 @@ from gateway.proxy.watch import impatient
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Limits, Scheduler
 from gateway.scheduling.sleep_failures import SleepFailures
+from gateway.scheduling.types import Plan, Situation
 from gateway.settings import Settings
 from gateway.sizes import Sizes
 from gateway.trials import Trials
 from gateway.usage.recorder import Recorder, prune_daily
 from gateway.usage.routes import UsageRoutes
 from gateway.usage.store import UsageStore
-from worker_manager.contract import DownloadSpec
+from worker_manager.contract import DownloadSpec, ObservedSet
 
 log = structlog.get_logger(__name__)
 
@@ -79,11 +84,15 @@ class Gateway:
         engines = settings.engines_folder().absolute()
         self.trials = Trials(self.registry, self.catalogue, engines, functools.partial(canary.ask, self.pool))
         self.scheduler = Scheduler(self.manager, self.demand, self.catalogue, self.sleep_failures, self.trials, limits)
-        self.scheduler.noticed = lambda observed: self.learned.notice(observed, self.catalogue.model_at)
         self.trials.changed = self.scheduler.look_again
         self.prober = Prober(self.demand)
         self.demand.unreachable = self.prober.watch
-        self.statuses = Statuses(EndpointStatuses(self.catalogue, self.scheduler, self.demand))
+        self.endpoint_statuses = EndpointStatuses(self.catalogue, self.scheduler, self.demand)
+        self.statuses = Statuses(self.endpoint_statuses)
+        self.events = Events()
+        self.chronicle = Chronicle(self.events, self.states)
+        self.decisions = DecisionLog(settings.data)
+        self._tell()
         self.usage = UsageStore(database)
         self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
         self.entry = InferenceEntry(
@@ -96,6 +105,26 @@ class Gateway:
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
         )
+
+    def _tell(self) -> None:
+        """Let those hear of things who keep record of them."""
+        self.scheduler.noticed = self._noticed
+        self.scheduler.planned = self._planned
+        self.registry.noted = self.chronicle.noted
+        self.trials.told = self.chronicle.tried
+
+    def _noticed(self, observed: ObservedSet) -> None:
+        self.learned.notice(observed, self.catalogue.model_at)
+        self.chronicle.seen(observed)
+
+    def _planned(self, situation: Situation, plan: Plan) -> None:
+        self.chronicle.planned(plan, connected=self.scheduler.connected)
+        self.decisions.note(situation, plan)
+
+    def states(self) -> Iterator[tuple[str, str, str]]:
+        """Name, state and reason of every endpoint."""
+        for endpoint in self.registry.all():
+            yield endpoint.spec.name, *self.endpoint_statuses.state(endpoint)
 
     async def load(self) -> None:
         """Read what the database holds."""
@@ -184,6 +213,7 @@ class Gateway:
         await self.prober.close()
         self.pool.close()
         await self.manager.close()
+        await self.decisions.close()
         await self.recorder.stop()
         await self.note_used_keys()
         await self.database.close()
@@ -200,6 +230,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         keepers = [
             asyncio.create_task(gateway.housekeeping(), name="housekeeping"),
             asyncio.create_task(gateway.learned.run(), name="learned"),
+            asyncio.create_task(gateway.decisions.run(), name="decisions"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
@@ -227,11 +258,13 @@ def litestar(gateway: Gateway) -> Litestar:
         "changed": gateway.endpoints_changed,
         "readiness": gateway.readiness,
         "render": gateway.render_metrics,
+        "events": gateway.events,
+        "decisions": gateway.decisions.read,
         "usage": gateway.usage,
         "recorder": gateway.recorder,
     }
     return Litestar(
-        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, UsageRoutes],
+        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, EventRoutes, UsageRoutes],
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
         exception_handlers={GatewayError: on_gateway_error, HTTPException: on_http_error, Exception: on_bug},
         state=State({"keyring": gateway.keyring}),
@@ -261,6 +294,11 @@ class Application:
         if self._gateway is None:
             raise ManagerUnavailable("The gateway is starting", retry_after=1)
         await _named(self._litestar, scope, impatient(receive, self._settings.body_seconds), send)
+
+    def stopping(self) -> None:
+        """The server begins to stop."""
+        if self._gateway is not None:
+            self._gateway.events.close()
 
     def direct(self, path: str) -> InferenceEntry | None:
         """The handler of inference; None for every other path."""

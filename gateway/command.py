@@ -29,4 +29,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.umask(0o007)
     logs.set_up(settings.log_level, settings.log_format)
     application = Application(settings)
-    serve(application, settings, application.direct)
+    serve(application, settings, application.direct, application.stopping)

@@ -3,6 +3,7 @@
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -30,6 +31,23 @@ def no_direct(_path: str) -> None:
     """For applications that speak ASGI only."""
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, which says when it begins to stop: answers without an end have to end then."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Say so, then stop as uvicorn does."""
+        self._stopping()
+        await super().shutdown(sockets)
+
+
+def nothing() -> None:
+    """For applications whose answers all end by themselves."""
+
+
 def guarded(settings: Settings, direct: Direct = no_direct) -> type[ClientConnection]:
     """The connection with these limits, whose requests for some paths go to `direct`."""
     limits = {
@@ -42,10 +60,10 @@ def guarded(settings: Settings, direct: Direct = no_direct) -> type[ClientConnec
     return type("LimitedConnection", (ClientConnection,), limits)
 
 
-def serve(app: Any, settings: Settings, direct: Direct = no_direct) -> None:
+def serve(app: Any, settings: Settings, direct: Direct = no_direct, stopping: Callable[[], None] = nothing) -> None:
     """Run until SIGTERM or SIGINT: then no new connection, running requests up to the drain bound, and out.
 
-    A stop that was asked for is no failure: the process then ends with status 0.
+    `stopping` is called when that begins. A stop that was asked for is no failure: the process then ends with status 0.
     """
     allow_open_files()
     # uvicorn raises the signal again when it has finished, and ours is the handler it finds then
@@ -66,4 +84,4 @@ def serve(app: Any, settings: Settings, direct: Direct = no_direct) -> None:
         backlog=2048,
         timeout_graceful_shutdown=round(settings.drain_seconds),
     )
-    uvicorn.Server(config).run()
+    Server(config, stopping).run()

@@ -65,6 +65,7 @@ class AsgiExchange:
             exchange.write(data)
         else:
             exchange.end(data)
+            exchange.wake()  # who waits for the client to hang up need not wait any longer
 
     def _start(self, status: int, headers: Any) -> None:
         if self._exchange.started:

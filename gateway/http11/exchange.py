@@ -54,7 +54,7 @@ class Exchange:
         "_parts",
         "_size",
         "_told",
-        "_waiter",
+        "_waiters",
         "_whole",
         "_wire",
         "cancels",
@@ -99,7 +99,8 @@ class Exchange:
         self._parts: list[bytes] = []
         self._size = 0
         self._whole: io.BytesIO | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: tuple[asyncio.Future[None], ...] = ()
+        """An application may wait for the client to hang up while it waits for room in its socket."""
         self._head = b""
         self._chunked = False
         self._mute = False
@@ -121,7 +122,7 @@ class Exchange:
     def take_end(self) -> None:
         """The body is whole."""
         self.whole = True
-        if self._waiter is not None:
+        if self._waiters:
             self.wake()
 
     async def body(self, limit: int, seconds: float) -> bytes:
@@ -164,11 +165,12 @@ class Exchange:
             self._told = True
             self._wire.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._wire.read_on()
-        self._waiter = self._wire.loop.create_future()
+        waiter = self._wire.loop.create_future()
+        self._waiters += (waiter,)
         try:
-            await self._waiter
+            await waiter
         finally:
-            self._waiter = None
+            self._waiters = tuple(other for other in self._waiters if other is not waiter)
 
     def _expects(self) -> bool:
         return not (self.whole or self._told) and (b"expect", b"100-continue") in [
@@ -176,9 +178,10 @@ class Exchange:
         ]
 
     def wake(self) -> None:
-        """Tell whoever waits in `news`."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        """Tell all who wait in `news`."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def lose(self) -> None:
         """The client has hung up."""

@@ -1,10 +1,12 @@
 """`/api/host`, `/api/workers`, `/api/plan`, `/api/downloads`: what the manager sees and does, for admins."""
 
 import re
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
 from litestar import Controller, Request, Response, delete, get, post
+from litestar.response import Stream
 
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.http import needs, read
@@ -14,6 +16,8 @@ from gateway.scheduling.planner import plan
 from gateway.types import Scope
 from worker_manager.contract import WORKER_ID_PATTERN, Download, DownloadSpec, HostFacts
 
+Log = Callable[[], AsyncIterator[bytes]]
+"""The decision log, in pieces."""
 LOG_LINES = 200
 LOG_LINES_LIMIT = 2000
 NOT_FOUND = 404
@@ -59,6 +63,11 @@ class MachineRoutes(Controller):
             "situation": msgspec.to_builtins(situation),
             "last": msgspec.to_builtins(scheduler.last_plan),
         }
+
+    @get("/api/plan/log", sync_to_thread=False)
+    def plan_log(self, decisions: Log) -> Stream:
+        """What the planner was told and decided lately, a JSON line for each plan: what `scripts/replay` reads."""
+        return Stream(decisions(), media_type="application/jsonl")
 
     @post("/api/downloads", status_code=202)
     async def download(self, request: Request[Any, Any, Any], manager: ManagerClient) -> Download:

@@ -78,6 +78,11 @@ class Call:
         """When the engine began its answer; on the clock of `began`."""
         self.status = 0
         self.waited = 0.0
+        """Seconds until a worker could have it."""
+        self.woke = 0.0
+        """How many of them that worker took to start or to wake."""
+        self.asked = 0.0
+        """When the engine was sent it; on the clock of `began`."""
         self.began = time.perf_counter()
 
     def upstream_head(self) -> bytes:
@@ -98,7 +103,18 @@ class Call:
         if self.worker:
             headers.append((b"x-hostler-worker", self.worker.encode()))
             headers.append((b"x-hostler-queue-ms", b"%d" % round(self.waited * 1000)))
+            headers.append((b"x-hostler-wake-ms", b"%d" % round(self.woke * 1000)))
+            headers.append((b"x-hostler-engine-ms", b"%d" % self._engine_ms()))
         return headers
+
+    def _engine_ms(self) -> int:
+        """What the engine took to begin its answer; a JSON answer begins when it is generated."""
+        return round((self.answered - self.asked) * 1000) if self.answered is not None else 0
+
+    def own_comment(self) -> bytes:
+        """The same for a stream whose headers are out already, as an SSE comment."""
+        times = (round(self.waited * 1000), round(self.woke * 1000), self._engine_ms())
+        return b": worker %s, queue-ms %d, wake-ms %d, engine-ms %d\n\n" % (self.worker.encode(), *times)
 
     def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the status; from here on the request can't be retried."""

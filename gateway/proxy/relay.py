@@ -53,6 +53,11 @@ class Lease(Protocol):
         """Seconds the request waited for it."""
         ...
 
+    @property
+    def woke(self) -> float:
+        """How many of them the worker was not ready yet."""
+        ...
+
 
 LeaseT = TypeVar("LeaseT", bound=Lease)
 
@@ -108,7 +113,7 @@ class Relay(Generic[LeaseT]):
         avoid: frozenset[str] = frozenset()
         for attempt in range(1, ATTEMPTS + 1):
             lease = self._leases.try_acquire(call.endpoint, avoid, call.wish) or await self._wait(call, patience, avoid)
-            call.worker, call.waited = lease.slot.id, call.waited + lease.waited
+            call.worker, call.waited, call.woke = lease.slot.id, call.waited + lease.waited, call.woke + lease.woke
             try:
                 await self._attempt(call, lease.slot.socket)
             except TryAnother as failed:
@@ -178,6 +183,7 @@ class Relay(Generic[LeaseT]):
         while True:
             connection, reused = await self._connect(call, socket, fresh=fresh)
             try:
+                call.asked = time.perf_counter()
                 connection.request(call.upstream_head(), call.body)
                 await connection.head(self._limits.first_byte_seconds)
             except UpstreamClosed as closed:
@@ -225,6 +231,8 @@ class Relay(Generic[LeaseT]):
             if streams:
                 headers = [header for header in headers if header[0] != b"cache-control"] + STREAM_HEADERS
             call.start(connection.status, headers)
+        elif not call.client.blocked:
+            call.client.write(call.own_comment())  # the headers went out before any of this was known
         if streams:
             await self._pump_stream(call, connection)
         else:

@@ -1,6 +1,7 @@
 """Changes of how an endpoint is served, under load: with room for two workers and for one, that work and that fail."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -79,26 +80,36 @@ class Load:
         )
         self._stop = False
         self.workers: list[str] = []
+        self.phase = 0
+        """Counted up by a test that wants to tell requests from earlier ones."""
+        self.workers_of: dict[int, set[str]] = defaultdict(set)
+        """By the phase in which the request began."""
+
+    def _note(self, phase: int, worker: str) -> None:
+        self.workers.append(worker)
+        self.workers_of[phase].add(worker)
 
     async def stream(self) -> None:
         while not self._stop:
+            phase = self.phase
             raw = await self._client.chat.completions.with_raw_response.create(
                 model="first", messages=[{"role": "user", "content": "stream"}], stream=True
             )
             answer = raw.parse()
             pieces = [chunk.choices[0].delta.content async for chunk in answer if chunk.choices]
             assert sum(bool(piece) for piece in pieces) == TOKENS
-            self.workers.append(raw.headers.get("x-hostler-worker", ""))
+            self._note(phase, raw.headers.get("x-hostler-worker", ""))
 
     async def json(self) -> None:
         while not self._stop:
+            phase = self.phase
             raw = await self._client.chat.completions.with_raw_response.create(
                 model="first", messages=[{"role": "user", "content": "json"}]
             )
             usage = raw.parse().usage
             assert usage is not None
             assert usage.completion_tokens == TOKENS
-            self.workers.append(raw.headers["x-hostler-worker"])
+            self._note(phase, raw.headers["x-hostler-worker"])
 
     async def goes_on(self) -> None:
         """Return once everybody has asked twice more and been answered."""
@@ -124,11 +135,10 @@ async def test_of_a_change_that_works_no_request_notices_more_than_a_wait(stack:
         patch(stack, engine_args={"max-num-seqs": 99})
         await wait_until_async(lambda: serving(stack) not in ("", old), "the new worker serves", seconds=SECONDS)
         new = serving(stack)
-        asked = len(load.workers)
+        load.phase = 1
         await load.goes_on()
         await wait_until_async(lambda: len(stack.status("first")["workers"]) == 1, "the old one is gone")
-    assert old not in load.workers[asked + 2 * CALLERS :], "new requests go to the new worker only"
-    assert load.workers[-1] == new
+    assert load.workers_of[1] == {new}, "new requests go to the new worker only"
     assert stack.status("first")["change"] is None
 
 

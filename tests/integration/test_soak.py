@@ -54,6 +54,8 @@ class House:
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self.outcomes: Counter[str] = Counter()
+        self.args: dict[str, int] = {}
+        """The flags that the steady endpoint was last given."""
         stack.endpoint("steady", STEADY, per_worker=64, min_workers=1)
         stack.endpoint("flaky", FLAKY, per_worker=64, min_workers=1)
         for name in ("steady", "flaky"):
@@ -129,8 +131,8 @@ class House:
         await asyncio.to_thread(self._passing_endpoint)
         for _ in range(10):
             await asyncio.to_thread(self._passing_key)
-        change = {"engine_args": {"max-num-seqs": 100 + cycle % 2}}
-        self.stack.client.patch("/api/endpoints/steady", json=change).raise_for_status()
+        self.args = {"max-num-seqs": 100 + cycle % 2}
+        self.stack.client.patch("/api/endpoints/steady", json={"engine_args": self.args}).raise_for_status()
 
     def _passing_endpoint(self) -> None:
         self.stack.endpoint("passing", STEADY)
@@ -146,15 +148,16 @@ class House:
     # what is left
 
     async def rest(self) -> None:
-        """Wait until nothing is on its way, and one worker of each endpoint is all there is."""
+        """Wait until nothing is on its way, and one worker of each endpoint, as last changed, is all there is."""
 
         def at_rest() -> bool:
             metrics = self.stack.metrics()
             busy = sum(
                 value for name, value in metrics.items() if name.startswith(("hostler_in_flight", "hostler_wai"))
             )
-            states = [worker["state"] for worker in self.stack.workers()]
-            return not busy and states == ["ready"] * 2
+            workers = self.stack.workers()
+            changed = [worker["spec"]["args"] for worker in workers if worker["spec"]["endpoint"] == "steady"]
+            return not busy and changed == [self.args] and [worker["state"] for worker in workers] == ["ready"] * 2
 
         await wait_until_async(at_rest, "all is at rest", seconds=SECONDS, interval=0.1)
 

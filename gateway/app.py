@@ -7,16 +7,23 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import msgspec
 import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
-from gateway.access.keyring import Keyring
+from gateway.access.keyring import ADMIN_ID, Keyring
 from gateway.access.routes import KeyRoutes
+from gateway.access.sign_ins import SignIns, guessable
 from gateway.access.store import KeyStore
 from gateway.access.types import AccessEvent
+from gateway.addresses import Addresses
+from gateway.audit.refusals import Refusals
+from gateway.audit.routes import AuditRoutes
+from gateway.audit.starts import started
+from gateway.audit.store import AuditStore
 from gateway.catalogue import Catalogue, EndpointStatuses
 from gateway.chronicle import Chronicle
 from gateway.database.connection import Database, DatabaseError
@@ -69,8 +76,16 @@ class Gateway:
         self.settings = settings
         self.database = database
         self.metrics = Metrics()
+        self.audit = AuditStore(database)
+        self.refusals = Refusals(self.audit)
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.keyring.noticed = self.notice_access
+        self.sign_ins = SignIns(
+            self.audit.add,
+            Addresses(settings.proxies()),
+            settings.sign_ins_per_minute,
+            guessable=ADMIN_ID if guessable(settings.admin_key) else None,
+        )
         self.learned = Learned(database)
         self.registry = Registry(
             EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
@@ -97,6 +112,7 @@ class Gateway:
         self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
         self.entry = InferenceEntry(
             self.keyring,
+            self.sign_ins,
             self.registry.resolve,
             Relay(self.demand, self.pool, settings),
             self.metrics,
@@ -116,6 +132,7 @@ class Gateway:
     def _noticed(self, observed: ObservedSet) -> None:
         self.learned.notice(observed, self.catalogue.model_at)
         self.chronicle.seen(observed)
+        self.refusals.notice(observed)
 
     def _planned(self, situation: Situation, plan: Plan) -> None:
         self.chronicle.planned(plan, connected=self.scheduler.connected)
@@ -144,13 +161,18 @@ class Gateway:
         """Start the download of a model that is not here. Raises Conflict if the manager refuses it."""
         if spec.is_local() or self.registry.facts(spec) is not None:
             return
+        wanted = DownloadSpec(model=spec.model, revision=spec.revision or "main")
+        asked = msgspec.to_builtins(wanted) | {"for": spec.name}
+        await self.audit.note("download.start", spec.model, after=asked)
         try:
-            await self.manager.download(DownloadSpec(model=spec.model, revision=spec.revision or "main"))
+            await self.manager.download(wanted)
         except ManagerRefused as refused:
+            await self.audit.note("download.refused", spec.model, after=asked | {"message": refused.sentences()})
             raise Conflict(refused.sentences(), param="model") from refused
 
-    def touch(self, spec: EndpointSpec, order: str) -> None:
+    async def touch(self, spec: EndpointSpec, order: str) -> None:
         """Start or stop an endpoint's workers."""
+        await self.audit.note(f"endpoint.{order}", spec.name)
         if order == "start":
             self.demand.poke(spec.name, spec.idle_seconds)
         else:
@@ -225,12 +247,15 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
     gateway = Gateway(settings, await Database.open(settings.data))
     try:
         await gateway.load()
+        await started(gateway.audit, settings)
         gateway.scheduler.start()
         gateway.recorder.start()
         keepers = [
             asyncio.create_task(gateway.housekeeping(), name="housekeeping"),
             asyncio.create_task(gateway.learned.run(), name="learned"),
             asyncio.create_task(gateway.decisions.run(), name="decisions"),
+            asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
+            asyncio.create_task(gateway.refusals.run(), name="refusals"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
@@ -261,13 +286,15 @@ def litestar(gateway: Gateway) -> Litestar:
         "events": gateway.events,
         "decisions": gateway.decisions.read,
         "usage": gateway.usage,
+        "audit": gateway.audit,
+        "settle": gateway.sign_ins.write,
         "recorder": gateway.recorder,
     }
     return Litestar(
-        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, EventRoutes, UsageRoutes],
+        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, EventRoutes, UsageRoutes, AuditRoutes],
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
         exception_handlers={GatewayError: on_gateway_error, HTTPException: on_http_error, Exception: on_bug},
-        state=State({"keyring": gateway.keyring}),
+        state=State({"keyring": gateway.keyring, "sign_ins": gateway.sign_ins}),
         openapi_config=None,
         logging_config=None,
         request_max_body_size=4 * MIB,

@@ -11,6 +11,8 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard
 
 from gateway.access.keyring import Keyring
+from gateway.access.sign_ins import SignIns
+from gateway.actor import Actor, acting
 from gateway.bodies import decoded
 from gateway.errors import (
     BadRequest,
@@ -19,6 +21,7 @@ from gateway.errors import (
     InternalError,
     MethodNotAllowed,
     NotFound,
+    Unauthorized,
 )
 from gateway.types import Scope
 
@@ -35,11 +38,35 @@ async def read(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
 def needs(scope: Scope) -> Guard:
     """A guard: the request's key must have this scope."""
 
-    def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
-        keyring: Keyring = connection.app.state.keyring
-        keyring.authorize(dict(connection.scope["headers"]), scope)
+    # not a plain function: Litestar runs those in threads, where nothing that is set is seen by the handler
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], _handler: BaseRouteHandler) -> None:
+        state, headers = connection.app.state, connection.scope["headers"]
+        keyring: Keyring = state.keyring
+        sign_ins: SignIns = state.sign_ins
+        principal = keyring.authorize(dict(headers), scope)
+        peer = peer_of(connection)
+        sign_ins.admit(principal, peer, headers)
+        acting.set(
+            Actor(
+                who=principal.key_id,
+                subject=principal.name,
+                address=sign_ins.addresses.client(peer, headers),
+                request_id=request_id_of(connection),
+            )
+        )
 
     return guard
+
+
+def peer_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str | None:
+    """The address at the other end of the connection, a proxy's where there is one."""
+    client = connection.scope["client"]
+    return client[0] if client else None
+
+
+def request_id_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """The id that this request's answer and log lines carry."""
+    return str(connection.scope["state"].get("request_id", "-"))
 
 
 def answer(error: GatewayError) -> Response[bytes]:
@@ -48,8 +75,11 @@ def answer(error: GatewayError) -> Response[bytes]:
     return Response(error.body(), status_code=error.status, headers=headers, media_type="application/json")
 
 
-def on_gateway_error(_request: Request[Any, Any, Any], error: GatewayError) -> Response[bytes]:
+def on_gateway_error(request: Request[Any, Any, Any], error: GatewayError) -> Response[bytes]:
     """Litestar's handler for our own exceptions."""
+    if isinstance(error, Unauthorized):
+        sign_ins: SignIns = request.app.state.sign_ins
+        error = sign_ins.failed(error, peer_of(request), request.scope["headers"], request_id_of(request))
     return answer(error)
 
 
@@ -69,7 +99,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
 
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The last handler: a bug of ours. The log gets the cause, the caller the request id."""
-    request_id = request.scope["state"].get("request_id", "-")
+    request_id = request_id_of(request)
     log.error("request failed", request_id=request_id, path=request.scope["path"], exc_info=error)
     return answer(
         InternalError(f"The gateway failed on this request; its log has the cause under the request id {request_id}")

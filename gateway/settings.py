@@ -7,6 +7,8 @@ from typing import Literal
 
 import msgspec
 
+from gateway.addresses import is_network
+
 PREFIX = "HOSTLER_"
 SOCKET_PATH_LIMIT = 107
 """Bytes that fit into a Unix socket's address on Linux (sun_path less its final zero)."""
@@ -65,11 +67,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds of silence after which a running stream counts as broken."""
     gpu_margin_mib: int = 512
     """MiB of each GPU that are never promised to a worker."""
+    sign_ins_per_minute: int = 60
+    """Sign-ins that one client address may fail in a minute; more are answered 429."""
+    trusted_proxies: str = ""
+    """Addresses and networks, commas between, of proxies whose X-Forwarded-For tells the client's address."""
     usage_days: int = 90
     """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
 
     sleep_memory_mib: int | None = None
     """MiB of the machine's memory that sleeping engines may take together; not set: half of it. 0: none."""
+
+    def proxies(self) -> list[str]:
+        """The trusted proxies, each an address or a network."""
+        return [proxy.strip() for proxy in self.trusted_proxies.split(",") if proxy.strip()]
 
     def manager_socket(self) -> Path:
         """Where the worker manager listens."""
@@ -117,7 +127,7 @@ def _check(settings: Settings) -> None:
     require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
     require("admin_key", settings.admin_key.isascii() and settings.admin_key.isprintable(), "must be plain ASCII")
     require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
-    for name in ("max_body_mib", "max_header_kib", "max_waiting", "usage_days"):
+    for name in ("max_body_mib", "max_header_kib", "max_waiting", "sign_ins_per_minute", "usage_days"):
         require(name, getattr(settings, name) > 0, "must be greater than 0")
     for field in msgspec.structs.fields(Settings):
         if field.name.endswith("_seconds"):
@@ -125,6 +135,8 @@ def _check(settings: Settings) -> None:
             require(field.name, 0 < seconds < math.inf, "must be a number of seconds greater than 0")
     require("sleep_memory_mib", (settings.sleep_memory_mib or 0) >= 0, "must not be negative")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
+    for proxy in settings.proxies():
+        require("trusted_proxies", is_network(proxy), f"names {proxy!r}, which is neither an address nor a network")
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
     require(
         "run",

@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from gateway.access.credentials import digest, from_headers, id_of, mint, well_formed
-from gateway.access.store import KeyStore
+from gateway.access.store import KeyStore, shown
 from gateway.access.types import AccessEvent, KeySpec, StoredKey
+from gateway.database.chain import Change
 from gateway.errors import BadRequest, Forbidden, NotFound, Unauthorized
 from gateway.types import Principal, Scope
 
@@ -139,7 +140,8 @@ class Keyring:
             except msgspec.ValidationError as problem:
                 raise BadRequest(f"The change does not fit: {problem}") from None
             self._check(spec, old.spec)
-            stored = await self._replace(msgspec.structs.replace(old, spec=spec))
+            change = Change("key.change", key_id, shown(old.spec), shown(spec))
+            stored = await self._replace(msgspec.structs.replace(old, spec=spec), change)
         self.noticed(AccessEvent("key_changed", key_id, before=old.spec, after=spec))
         return stored
 
@@ -151,19 +153,18 @@ class Keyring:
         async with self._writing:
             old = self.get(key_id)
             _, key = mint(key_id)
+            until = self._clock() + overlap_seconds
             stored = await self._replace(
                 msgspec.structs.replace(
-                    old,
-                    digest=digest(key.encode()),
-                    previous_digest=old.digest,
-                    previous_until=self._clock() + overlap_seconds,
-                )
+                    old, digest=digest(key.encode()), previous_digest=old.digest, previous_until=until
+                ),
+                Change("key.rotate", key_id, None, {"previous_until": until}),
             )
         self.noticed(AccessEvent("key_rotated", key_id, before=old.spec, after=old.spec))
         return stored, key
 
-    async def _replace(self, key: StoredKey) -> StoredKey:
-        if not await self._store.replace(key):
+    async def _replace(self, key: StoredKey, change: Change) -> StoredKey:
+        if not await self._store.replace(key, change):
             raise NotFound(f"There is no key with the id {key.id!r} any more")
         self._keep(key)
         return key
@@ -172,7 +173,7 @@ class Keyring:
         """Delete a key; the next request with it is refused. Raises NotFound."""
         async with self._writing:
             old = self.get(key_id)
-            await self._store.remove(key_id)
+            await self._store.remove(old)
             del self._stored[key_id], self._known[key_id]
         self.noticed(AccessEvent("key_revoked", key_id, before=old.spec))
 

@@ -7,6 +7,7 @@ import msgspec
 import structlog
 
 from gateway.access.types import KeySpec, StoredKey
+from gateway.database.chain import Change
 from gateway.database.connection import Database
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,12 @@ def _decoded(row: tuple[Any, ...]) -> StoredKey | None:
         return None
 
 
+def shown(spec: KeySpec) -> dict[str, Any]:
+    """A key as the audit trail has it."""
+    fields: dict[str, Any] = msgspec.to_builtins(spec, order="sorted")
+    return fields
+
+
 def _row(key: StoredKey) -> tuple[Any, ...]:
     spec = key.spec
     return (
@@ -73,17 +80,24 @@ class KeyStore:
         """Write a new key. Raises IntegrityError if its id or digest is there already."""
         async with self._database.transaction() as write:
             await write.execute(INSERT, _row(key))
+            await write.audit(Change("key.create", key.id, None, shown(key.spec)))
 
-    async def replace(self, key: StoredKey) -> bool:
-        """Write a key anew; whether there was one."""
+    async def replace(self, key: StoredKey, change: Change) -> bool:
+        """Write a key anew, and what was changed into the audit trail; whether there was one."""
         async with self._database.transaction() as write:
-            return await write.execute(UPDATE, (*_row(key)[1:], key.id)) > 0
+            found = await write.execute(UPDATE, (*_row(key)[1:], key.id)) > 0
+            if found:
+                await write.audit(change)
+            return found
 
-    async def remove(self, key_id: str) -> bool:
+    async def remove(self, key: StoredKey) -> bool:
         """Delete a key and what it has spent; whether there was one."""
         async with self._database.transaction() as write:
-            await write.execute("DELETE FROM budgets WHERE key_id = ?", (key_id,))
-            return await write.execute("DELETE FROM keys WHERE id = ?", (key_id,)) > 0
+            await write.execute("DELETE FROM budgets WHERE key_id = ?", (key.id,))
+            found = await write.execute("DELETE FROM keys WHERE id = ?", (key.id,)) > 0
+            if found:
+                await write.audit(Change("key.revoke", key.id, shown(key.spec), None))
+            return found
 
     async def mark_used(self, key_ids: Iterable[str], at: float) -> None:
         """Note that these keys were used by then."""

@@ -7,16 +7,23 @@ no second connection ever checkpoints.
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
+import structlog
 
+from gateway.actor import Actor, acting
+from gateway.database.chain import COLUMNS, START, Change, Record, linked
 from gateway.database.migrate import migrate, scripts
 
+log = structlog.get_logger(__name__)
+
 FILE_NAME = "hostler.db"
+RECORD = f"INSERT INTO audit ({COLUMNS}) VALUES ({', '.join('?' for _ in Record._fields)})"  # noqa: S608 - our own names
 
 
 class Database:
@@ -57,13 +64,15 @@ class Database:
         async with self._writing:
             try:
                 await self._connection.execute("BEGIN IMMEDIATE")
-                yield Transaction(self._connection)
+                writing = Transaction(self._connection)
+                yield writing
                 await self._connection.execute("COMMIT")
             except BaseException:
                 # also where BEGIN was cancelled on its way or COMMIT failed: a transaction left open would be the last
                 with contextlib.suppress(sqlite3.OperationalError):  # there was none to roll back
                     await self._connection.execute("ROLLBACK")
                 raise
+        writing.tell()
 
     async def ping(self) -> None:
         """Raise sqlite3.Error if the database can't be read."""
@@ -79,6 +88,7 @@ class Transaction:
 
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
+        self._recorded: list[Record] = []
 
     async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> int:
         """Run one statement; the number of rows it changed. Raises sqlite3.IntegrityError."""
@@ -88,6 +98,27 @@ class Transaction:
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run one statement with each of these rows. Raises sqlite3.IntegrityError."""
         await self._connection.executemany(sql, rows)
+
+    async def audit(self, change: Change, actor: Actor | None = None) -> None:
+        """Record a change in the audit trail, by whoever is acting unless said otherwise: both are written or none."""
+        last = list(await self._connection.execute_fetchall("SELECT seq, hash FROM audit ORDER BY seq DESC LIMIT 1"))
+        seq, previous = last[0] if last else (0, START)
+        record = linked(seq + 1, previous, time.time(), actor or acting.get(), change)
+        await self._connection.execute(RECORD, record)
+        self._recorded.append(record)
+
+    def tell(self) -> None:
+        """Say in the log what was recorded: the copy of the chain that whoever writes the file can't change."""
+        for record in self._recorded:
+            log.info(
+                "audit",
+                seq=record.seq,
+                who=record.who,
+                action=record.action,
+                target=record.target,
+                request_id=record.request_id,
+                hash=record.hash.hex(),
+            )
 
 
 IntegrityError = sqlite3.IntegrityError

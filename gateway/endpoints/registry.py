@@ -9,10 +9,11 @@ from typing import Any
 import msgspec
 import structlog
 
+from gateway.database.chain import Change
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.rules import check, settle
-from gateway.endpoints.store import EndpointStore
+from gateway.endpoints.store import EndpointStore, shown
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts, RolledBack
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
@@ -159,12 +160,13 @@ class Registry:
             fields = tuple(
                 field for field in EndpointSpec.__struct_fields__ if getattr(old.spec, field) != getattr(spec, field)
             )
-            stored = await self._store_again(changed)
+            change = Change("endpoint.change", spec.name, shown(old.spec), shown(spec))
+            stored = await self._store_again(changed, change)
             self.noted("changed", stored, fields)
             return stored
 
-    async def _store_again(self, endpoint: Endpoint) -> Endpoint:
-        await self._store.update(endpoint)
+    async def _store_again(self, endpoint: Endpoint, change: Change | None = None) -> Endpoint:
+        await self._store.update(endpoint, change)
         if endpoint.spec.name in self._endpoints:
             self._keep(endpoint)
         return endpoint
@@ -197,13 +199,15 @@ class Registry:
                 return None
             changed = changed_fields(endpoint.good, spec, same_files=same_files)
             rolled_back = RolledBack(changed=changed, failure=failure, at=self._clock())
-            await self._store_again(msgspec.structs.replace(endpoint, rolled_back=rolled_back))
+            back = shown(endpoint.good) | {"failure": failure.kind.value}
+            change = Change("endpoint.roll_back", spec.name, shown(endpoint.spec), back)
+            await self._store_again(msgspec.structs.replace(endpoint, rolled_back=rolled_back), change)
             return rolled_back
 
     async def remove(self, name: str) -> Endpoint:
         """Delete an endpoint. Raises NotFound."""
         endpoint = self.get(name)
-        await self._store.remove(name)
+        await self._store.remove(endpoint.spec)
         del self._endpoints[name]
         self._index()
         self.noted("deleted", endpoint, ())

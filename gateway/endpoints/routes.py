@@ -18,7 +18,7 @@ from worker_manager.contract import HostFacts
 Host = Callable[[], HostFacts]
 Prepare = Callable[[EndpointSpec], Awaitable[None]]
 """Starts the download of an endpoint's model where it has to be downloaded; raises if that is refused."""
-Touch = Callable[[EndpointSpec, str], None]
+Touch = Callable[[EndpointSpec, str], Awaitable[None]]
 """Asks for a start or a stop of an endpoint's workers."""
 Changed = Callable[[], None]
 Renew = Callable[[EndpointSpec], None]
@@ -98,7 +98,7 @@ class EndpointRoutes(Controller):
         if verb not in ("start", "stop"):
             raise NotFound(f"An endpoint takes the orders start and stop, not '{verb}'")
         endpoint = registry.get(name)
-        touch(endpoint.spec, verb)
+        await touch(endpoint.spec, verb)
         return statuses.view(endpoint)
 
 
@@ -106,6 +106,7 @@ class ModelRoutes(Controller):
     """OpenAI's list of models: the endpoints this key may use."""
 
     path = "/v1/models"
+    guards = [needs(Scope.INFERENCE)]
 
     @get()
     async def all(

@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from gateway.database.chain import Change
 from gateway.database.connection import Database, IntegrityError
 from gateway.endpoints.types import Endpoint, EndpointSpec, RolledBack
 from gateway.errors import Conflict
@@ -44,13 +45,14 @@ class EndpointStore:
                         endpoint.updated_at,
                     ),
                 )
+                await write.audit(Change("endpoint.create", endpoint.spec.name, None, shown(endpoint.spec)))
         except IntegrityError:
             raise Conflict(
                 f"There is an endpoint '{endpoint.spec.name}' already: PATCH it, or choose another name"
             ) from None
 
-    async def update(self, endpoint: Endpoint) -> None:
-        """Replace all that may change of an endpoint."""
+    async def update(self, endpoint: Endpoint, change: Change | None) -> None:
+        """Replace all that may change of an endpoint, and record what somebody changed."""
         async with self._database.transaction() as write:
             await write.execute(
                 "UPDATE endpoints SET spec = ?, updated_at = ?, changed_at = ?, good = ?, rolled_back = ? "
@@ -64,11 +66,14 @@ class EndpointStore:
                     endpoint.spec.name,
                 ),
             )
+            if change is not None:
+                await write.audit(change)
 
-    async def remove(self, name: str) -> None:
+    async def remove(self, spec: EndpointSpec) -> None:
         """Delete an endpoint; one that is not there is no error."""
         async with self._database.transaction() as write:
-            await write.execute("DELETE FROM endpoints WHERE name = ?", (name,))
+            if await write.execute("DELETE FROM endpoints WHERE name = ?", (spec.name,)) > 0:
+                await write.audit(Change("endpoint.delete", spec.name, shown(spec), None))
 
 
 def _endpoint(
@@ -96,3 +101,9 @@ def _past(text: str | None, kind: type[Past]) -> Past | None:
 
 def _text(value: Any) -> str | None:
     return msgspec.json.encode(value).decode() if value is not None else None
+
+
+def shown(spec: EndpointSpec) -> dict[str, Any]:
+    """A spec as the audit trail has it."""
+    fields: dict[str, Any] = msgspec.to_builtins(spec)
+    return fields

@@ -193,6 +193,12 @@ class Exchange:
     # the answer
 
     @property
+    def peer(self) -> str | None:
+        """The address at the connection's other end; None where it is gone already or has none."""
+        address = self._wire.transport.get_extra_info("peername")
+        return str(address[0]) if isinstance(address, tuple) else None
+
+    @property
     def blocked(self) -> bool:
         """Whether the client's socket is full: better to write no more for now."""
         return self._wire.blocked

@@ -8,6 +8,7 @@ import msgspec
 from litestar import Controller, Request, Response, delete, get, post
 from litestar.response import Stream
 
+from gateway.audit.store import AuditStore
 from gateway.errors import BadRequest, Conflict, NotFound
 from gateway.http import needs, read
 from gateway.manager import ManagerClient, ManagerRefused
@@ -70,16 +71,19 @@ class MachineRoutes(Controller):
         return Stream(decisions(), media_type="application/jsonl")
 
     @post("/api/downloads", status_code=202)
-    async def download(self, request: Request[Any, Any, Any], manager: ManagerClient) -> Download:
+    async def download(self, request: Request[Any, Any, Any], manager: ManagerClient, audit: AuditStore) -> Download:
         """Start a download, or find the one that is running."""
         spec = await read(request, DownloadSpec)
         if spec.model.startswith("local/"):
             raise BadRequest(
                 "A model under local/ is yours already: only hub repositories are downloaded", param="model"
             )
+        asked = msgspec.to_builtins(spec)
+        await audit.note("download.start", spec.model, after=asked)
         try:
             return await manager.download(spec)
         except ManagerRefused as refused:
+            await audit.note("download.refused", spec.model, after=asked | {"message": refused.sentences()})
             raise _translated(refused) from refused
 
     @get("/api/downloads")
@@ -88,8 +92,12 @@ class MachineRoutes(Controller):
         return await manager.downloads()
 
     @delete("/api/downloads/{download_id:str}", status_code=200)
-    async def cancel(self, download_id: str, manager: ManagerClient) -> Download:
+    async def cancel(self, download_id: str, manager: ManagerClient, audit: AuditStore) -> Download:
         """Cancel a download; what was fetched stays, so that a later one goes on from there."""
+        found = next((one for one in await manager.downloads() if one.id == download_id), None)
+        if found is None:
+            raise NotFound(f"There is no download {download_id!r}: GET /api/downloads lists them")
+        await audit.note("download.cancel", found.model, before={"id": found.id, "revision": found.revision})
         try:
             return await manager.cancel_download(download_id)
         except ManagerRefused as refused:

@@ -38,6 +38,11 @@ class Client(Sink, Protocol):
     """Whether the client has been sent a whole answer."""
     gone: bool
 
+    @property
+    def peer(self) -> str | None:
+        """The address at the other end of its connection."""
+        ...
+
     async def body(self, limit: int, seconds: float) -> bytes:
         """The request's whole body. Raises BodyTooLarge, RequestTimeout after so many seconds of silence."""
         ...

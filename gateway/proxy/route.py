@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import structlog
@@ -13,6 +13,7 @@ from gateway.errors import (
     InternalError,
     MethodNotAllowed,
     Stopping,
+    Unauthorized,
 )
 from gateway.logs import RequestLine, RequestLog
 from gateway.metrics import Metrics
@@ -67,6 +68,25 @@ class Gatekeeper(Protocol):
         ...
 
 
+class SignIns(Protocol):
+    """Who fails too often (`access.sign_ins.SignIns`)."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether anybody does: only then `admit` has anything to say."""
+        ...
+
+    def admit(self, principal: Principal, peer: str | None, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Raise TooManyRequests."""
+        ...
+
+    def failed(
+        self, error: Unauthorized, peer: str | None, headers: Iterable[tuple[bytes, bytes]], request_id: str
+    ) -> GatewayError:
+        """Count a failure; what to answer."""
+        ...
+
+
 Resolve = Callable[[str, Callable[[str], bool]], Target]
 
 
@@ -76,6 +96,7 @@ class InferenceEntry:
     def __init__(
         self,
         gatekeeper: Gatekeeper,
+        sign_ins: SignIns,
         resolve: Resolve,
         relay: Relay[Any],
         metrics: Metrics,
@@ -86,6 +107,7 @@ class InferenceEntry:
         body_seconds: float,
     ) -> None:
         self._gatekeeper = gatekeeper
+        self._sign_ins = sign_ins
         self._resolve = resolve
         self._relay = relay
         self._metrics = metrics
@@ -100,6 +122,8 @@ class InferenceEntry:
         error: GatewayError | None = None
         try:
             await self._answer(call)
+        except Unauthorized as caught:
+            error = self._sign_ins.failed(caught, client.peer, client.headers, call.id.decode())
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
@@ -119,6 +143,8 @@ class InferenceEntry:
 
     async def _answer(self, call: Call) -> None:
         principal = self._gatekeeper.authorize(call.headers, Scope.INFERENCE)
+        if self._sign_ins.limited:
+            self._sign_ins.admit(principal, call.client.peer, call.client.headers)
         call.key = principal.key_id
         call.path = call.path.rstrip("/")
         if call.path.startswith("/v1/responses/"):

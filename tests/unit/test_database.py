@@ -70,7 +70,17 @@ def versions(folder: Path) -> tuple[int, set[str]]:
 async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_nothing(tmp_path: Path) -> None:
     for _ in range(2):
         await (await Database.open(tmp_path)).close()
-        tables = {"budgets", "endpoints", "keys", "measured_memory", "sleep_failures", "usage_days", "usage_requests"}
+        tables = {
+            "audit",
+            "budgets",
+            "endpoints",
+            "keys",
+            "measured_memory",
+            "sleep_failures",
+            "sqlite_sequence",
+            "usage_days",
+            "usage_requests",
+        }
         assert versions(tmp_path) == (len(scripts()), tables)
 
 

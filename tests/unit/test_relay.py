@@ -45,6 +45,7 @@ class Client:
     method, path, query = "POST", "/v1/completions", b""
     blocked = False
     gone = False
+    peer = "192.0.2.1"
 
     def __init__(
         self, dialect: Dialect = OPENAI, *, stream: bool = False, headers: dict[bytes, bytes] | None = None

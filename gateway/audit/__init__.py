@@ -1,0 +1,1 @@
+"""Every change: recorded with the change itself, shown, verified."""

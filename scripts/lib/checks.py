@@ -5,8 +5,10 @@ lacks makes it skip, unless --require names it. Words after -- go to pytest.
 """
 
 import argparse
+import contextlib
 import os
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +16,13 @@ from lib import compose, console, engine, machine, venv
 from lib.console import ROOT, Problem, say, warn
 
 LEVELS = ("lint", "unit", "integration", "docker", "engine", "gpu")
-SCRIPTS = ("scripts/up", "scripts/down", "scripts/test", "scripts/measure", "scripts/bench", "scripts/simulate")
+LANES = (("unit", "integration"), ("docker", "engine", "gpu"))
+"""Levels that run at once: tests that compute beside tests that mostly wait for containers. They share nothing."""
+SCRIPTS = sorted(
+    str(each.relative_to(ROOT))
+    for each in (ROOT / "scripts").iterdir()
+    if each.is_file() and each.read_bytes().startswith(b"#!/usr/bin/env python3")
+)
 """Python files that ruff does not find by their names."""
 SIMULATOR_IMAGE = "hostler/engine-simulator:latest"
 SIMULATOR_FILE = ROOT / "tests" / "engine_simulator" / "Dockerfile"
@@ -46,6 +54,26 @@ def check(title: str, command: list[str], env: dict[str, str] | None = None) -> 
     began = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     return f"{title} ({time.monotonic() - began:.0f} s)", code == 0
+
+
+def pytest_lanes(commands: list[list[str]], env: dict[str, str]) -> list[tuple[str, bool]]:
+    """Run pytest once for each lane, all at once; the first in sight, what the others say when they are through."""
+    with contextlib.ExitStack() as stack:
+        later = []
+        for command in commands[1:]:
+            told = stack.enter_context(tempfile.TemporaryFile("w+"))
+            say(f"\n-- at the same time, told below: {' '.join(command[1:])}")
+            began = time.monotonic()
+            lane = subprocess.Popen(command, cwd=ROOT, env=env, stdout=told, stderr=subprocess.STDOUT)
+            stack.callback(lane.kill)
+            later.append((" ".join(command[3:]), lane, told, began))
+        results = [check(f"pytest {' '.join(command[3:])}", command, env) for command in commands[:1]]
+        for title, lane, told, began in later:
+            code = lane.wait()
+            told.seek(0)
+            say(f"\n-- pytest {title}\n{told.read()}")
+            results.append((f"pytest {title} ({time.monotonic() - began:.0f} s, beside the first)", code == 0))
+        return results
 
 
 def lint(bin_folder: Path) -> list[tuple[str, bool]]:
@@ -106,12 +134,14 @@ def run(words: list[str]) -> int:
         say("\n-- images of gateway, worker manager and engine simulator")
         docker = build_images()
     missing = gaps(wanted, docker)
-    folders = [f"tests/{name}" for name in wanted if has_tests(name)]
-    if folders:
-        env = dict(os.environ, HOSTLER_TEST_REQUIRE=",".join(options.require))
-        if own := venv.vllm_command():
-            env.setdefault("HOSTLER_TEST_VLLM_COMMAND", own)
-        results.append(check("pytest", [str(bin_folder / "python"), "-m", "pytest", *folders, *further], env))
+    env = dict(os.environ, HOSTLER_TEST_REQUIRE=",".join(options.require))
+    if own := venv.vllm_command():
+        env.setdefault("HOSTLER_TEST_VLLM_COMMAND", own)
+    pytest = [str(bin_folder / "python"), "-m", "pytest"]
+    # words for pytest may choose tests of one lane only, and nothing chosen is a failure of the other
+    lanes = LANES if not further else (LEVELS,)
+    folders = [[f"tests/{name}" for name in lane if name in wanted and has_tests(name)] for lane in lanes]
+    results += pytest_lanes([[*pytest, *found, *further] for found in folders if found], env)
     return summary(results, wanted, missing, options.require)
 
 

@@ -9,7 +9,7 @@ import msgspec
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned, served_as
 from gateway.endpoints.registry import Registry
 from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
-from gateway.endpoints.status import ChangeView, EndpointStatus, WorkerView
+from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import GatewayError, sentences
 from gateway.memory.host import cpu_need
@@ -246,6 +246,7 @@ class EndpointStatuses:
             waiting=len(queue.waiters) if queue else 0,
             eta_seconds=self._demand.eta_seconds(name),
             memory=self._memory(spec, observed),
+            sleep=self._sleep(spec, workers),
             learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
             change=change,
         )
@@ -254,6 +255,15 @@ class EndpointStatuses:
         """The memory plan in numbers; None while the machine or the model is not known, or where nothing fits."""
         found = self._catalogue.size(spec, observed.host) if observed is not None else None
         return msgspec.to_builtins(found) if isinstance(found, WorkerSize) else None
+
+    def _sleep(self, spec: EndpointSpec, workers: list[ObservedWorker]) -> SleepView:
+        if not RUNGS[spec.sleep]:
+            return SleepView(possible=False, reason="its setting sleep is off")
+        facts, _ = self._catalogue.facts(spec)
+        remembered = self._scheduler.why_no_sleep(template(spec, facts, None)) if facts is not None else ""
+        reason = remembered or next((worker.no_sleep_reason for worker in workers if worker.no_sleep_reason), "")
+        able = any(worker.can_sleep for worker in workers)
+        return SleepView(possible=False if reason else able or None, reason=reason)
 
     def _worker(self, worker: ObservedWorker) -> WorkerView:
         slot = self._demand.slots.get(worker.spec.id)

@@ -26,6 +26,7 @@ from worker_manager.supervisor import Supervisor
 
 STOP_SECONDS = 2
 HOST_SECONDS = 10.0
+IMAGES_SECONDS = 5.0
 
 logger = structlog.get_logger()
 
@@ -39,7 +40,7 @@ class Manager:
         self.kind = kind
         self.device = settings.device
         self.images: tuple[str, ...] = ()
-        self.engine = ""
+        self.engine = self.program = ""
         self.launcher: Launcher = make_launcher(
             kind,
             settings,
@@ -55,7 +56,9 @@ class Manager:
             env=settings.engine_env,
             sleep_seconds=settings.sleep_seconds,
             wake_seconds=settings.wake_seconds,
+            image=settings.engine_image if kind == "docker" else "",
             held=self._held,
+            used=self._used,
             host_free_mib=lambda: host.memory_mib()[1],
         )
         self.supervisor = Supervisor(
@@ -93,6 +96,7 @@ class Manager:
             models_disk_free_mib=host.disk_free_mib(self.settings.models),
             images=self.images,
             engine=self.engine,
+            program=self.program,
             cpu_kv_cache_mib=max(1, round(self.settings.cpu_kv_cache_gib)) * 1024,
         )
 
@@ -100,6 +104,7 @@ class Manager:
     async def running(self, _app: Litestar) -> AsyncIterator[None]:
         """The loops run while the server does. Workers outlive both."""
         await self._find_device()
+        await self._find_images()  # before the first worker starts: what is known of an engine is known by its image
         tasks = [
             asyncio.create_task(self.supervisor.run(), name="supervisor"),
             asyncio.create_task(self.downloads.run(), name="downloads"),
@@ -125,6 +130,9 @@ class Manager:
     async def _held(self, worker: str) -> dict[str, int]:
         return await self.supervisor.held(worker)
 
+    async def _used(self) -> dict[str, int]:
+        return {gpu.uuid: gpu.memory_used_mib for gpu in await self.inventory.read()}
+
     async def _find_device(self) -> None:
         """What engines compute on: as set, else the GPUs if there are any."""
         gpus = await self.inventory.read()
@@ -135,14 +143,19 @@ class Manager:
     async def _watch_images(self) -> None:
         """Images come and go rarely; asked now and then, beside the loop."""
         while True:
-            try:
-                found = await self.launcher.images(), await self.launcher.engine()
-                if found != (self.images, self.engine):
-                    self.images, self.engine = found
-                    self._changed()
-            except Exception as error:  # noqa: BLE001 - a task root: facts about the host are not worth a manager
-                logger.warning("images_unknown", cause=str(error))
             await asyncio.sleep(HOST_SECONDS)
+            await self._find_images()
+
+    async def _find_images(self) -> None:
+        try:
+            async with asyncio.timeout(IMAGES_SECONDS):
+                found = await self.launcher.images(), await self.launcher.engine(), self.launcher.program()
+        except Exception as error:  # noqa: BLE001 - a task root: facts about the host are not worth a manager
+            logger.warning("images_unknown", cause=repr(error))
+            return
+        if found != (self.images, self.engine, self.program):
+            self.images, self.engine, self.program = found
+            self._changed()
 
 
 def make_app(manager: Manager) -> Litestar:

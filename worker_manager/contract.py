@@ -157,6 +157,10 @@ class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     still run and refuses if they do not end. A worker that does not run is never started in order to sleep: it stays
     WAITING until it is wanted HOT. One that is asleep at one level is not moved to the other.
     """
+    sleepless: dict[WorkerId, str] = {}
+    """Those of `workers` that must not sleep, and why: their engines are started without sleep mode."""
+    soon: tuple[ModelPath, ...] = ()
+    """Models to be started once others have made room, the most urgent first: worth reading into the page cache."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -201,6 +205,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Engine images on the allow-list that are present on this machine."""
     engine: str = ""
     """What a worker without an image of its own will run: the default image's digest; empty where that is not known."""
+    program: str = ""
+    """Without containers: the engine's program, as a text that another installation differs in."""
     cpu_kv_cache_mib: int = 0
     """KV cache of an engine on the CPUs; 0: not told."""
 
@@ -255,10 +261,9 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     can_sleep_deep: bool = False
     """Whether at level 2 as well."""
     no_sleep_reason: str = ""
-    """Why it can't sleep, as a sentence; empty where `can_sleep`, or where it is not known yet.
-
-    A sleep or a wake that failed is remembered here for the manager's life, for every worker of that image and model.
-    """
+    """Why it can't sleep, as a sentence; empty where `can_sleep`, or where it is not known yet."""
+    broken_sleep: dict[Residency, str] = {}
+    """The levels that failed an engine of its image and model in this manager's life, and how."""
     memory_mib: int | None = None
     """GPU memory its processes hold now, MiB on each of its cards (the most of them); None where NVML can't tell."""
     sleep: SleepFacts | None = None
@@ -318,10 +323,7 @@ class LogTail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def spec_hash(spec: WorkerSpec) -> str:
-    """What a worker is, without which one it is: two specs that differ only in `id` have the same hash.
-
-    The hash decides whether a running worker still is what its endpoint asks for.
-    """
+    """What a worker is, without which one it is: the same for two specs that differ only in `id`."""
     anonymous = msgspec.structs.replace(spec, id="x")
     return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).hexdigest()[:16]
 
@@ -384,8 +386,7 @@ and whatever opens a port or a key.
 
 def flag_problem(name: str, value: FlagValue) -> str | None:
     """Why this engine flag can't be set, as a sentence; None if it can."""
-    kind = ENGINE_FLAGS.get(name)
-    if kind is None:
+    if (kind := ENGINE_FLAGS.get(name)) is None:
         return f"engine flag {name!r} is not one that an endpoint may set"
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     fits = {

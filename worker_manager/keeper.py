@@ -5,7 +5,7 @@ What follows from it stands on the board; what is no good is condemned there, an
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,8 +14,8 @@ import structlog
 from worker_manager import causes
 from worker_manager import tracked as life
 from worker_manager.board import Board
-from worker_manager.contract import ENGINE_SOCKET, FailureKind, Residency, WorkerState
-from worker_manager.engines import readiness
+from worker_manager.contract import ENGINE_SOCKET, Failure, FailureKind, Residency, WorkerSpec, WorkerState
+from worker_manager.engines import readiness, sleep_rules
 from worker_manager.engines.canary import Canary, Rhythm, Verdict
 from worker_manager.launchers.base import Unit
 from worker_manager.sleeper import Sleeper, SleepFailedError, StillBusyError
@@ -68,6 +68,24 @@ class Keeper:
         """A worker whose engine starts: whether it can sleep is open again, but for what is known of its kind."""
         return self._reminded(msgspec.structs.replace(known, no_sleep=None, no_deep_sleep=None))
 
+    def may_sleep(self, spec: WorkerSpec) -> bool:
+        """Whether its engine is started so that it can."""
+        return not self._sleeper.judge(spec)[0]
+
+    def forbid(self, sleepless: Mapping[str, str]) -> None:
+        """These workers must not sleep, and why."""
+        if self._sleeper.forbid(sleepless):
+            self._remind_all()
+
+    def blame_sleep(self, known: Tracked, lines: Sequence[str]) -> tuple[Tracked, Failure | None]:
+        """The failure of an engine that could not start with sleep mode; the next one of its kind starts without."""
+        why = sleep_rules.start_refusal(lines) if self.may_sleep(known.spec) else ""
+        if not why:
+            return known, None
+        self._sleeper.remember(known.spec, Residency.ASLEEP_1, why)
+        self._remind_all()
+        return self._reminded(known), causes.of_verdict(Verdict(kind=FailureKind.SLEEP_FAILED, message=why))
+
     def forget(self, worker: str) -> None:
         """Its engine is gone."""
         self._routes.pop(worker, None)
@@ -102,15 +120,21 @@ class Keeper:
         """The same worker, with what speaks against its sleep by now."""
         light, deep = self._sleeper.judge(known.spec)
         return msgspec.structs.replace(
-            known, no_sleep=light or known.no_sleep, no_deep_sleep=deep or known.no_deep_sleep
+            known,
+            no_sleep=light or known.no_sleep,
+            no_deep_sleep=deep or known.no_deep_sleep,
+            broken_sleep=self._sleeper.broken(known.spec),
         )
+
+    def _remind_all(self) -> None:
+        for worker, other in list(self._workers.items()):
+            self._board.set(worker, self._reminded(other))
 
     def _sleep_failed(self, known: Tracked, kind: FailureKind, error: SleepFailedError) -> None:
         """The engine can't be trusted any more, and others of its image and model not with sleep."""
         if error.lasting:
             self._sleeper.remember(known.spec, error.level or known.level, f"it failed before: {error}")
-            for worker, other in list(self._workers.items()):
-                self._board.set(worker, self._reminded(other))
+            self._remind_all()
         failure = causes.of_verdict(Verdict(kind=kind, message=str(error)))
         self._board.set(known.spec.id, life.condemned(self._workers[known.spec.id], failure))
         self._look_again()
@@ -140,7 +164,7 @@ class Keeper:
                 level, facts = await self._sleeper.found_asleep(known.spec, created_at)
                 self._routes[worker] = await self._sleeper.route(worker, created_at)
                 state = life.asleep(self._workers[worker], level, facts, time.time())
-                self._board.set(worker, life.judged(state, self._sleeper.judge(known.spec)))
+                self._board.set(worker, self._reminded(life.judged(state, self._sleeper.judge(known.spec))))
                 return
             why_not = await self._sleeper.introduce(known.spec, created_at, answer.route)
         except SleepFailedError as error:
@@ -151,7 +175,7 @@ class Keeper:
         now, self._routes[worker] = time.time(), answer.route
         logger.info("worker_ready", worker=worker, seconds=round(now - known.since, 3), no_sleep=why_not or None)
         ready = life.entered(self._workers[worker], WorkerState.READY, now)
-        self._board.set(worker, life.judged(ready, (why_not or light, why_not or deep)))
+        self._board.set(worker, self._reminded(life.judged(ready, (why_not or light, why_not or deep))))
         await self._on_ready(worker)
 
     async def _listen_for_canary(self, worker: str) -> None:

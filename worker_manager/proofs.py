@@ -25,6 +25,8 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
     level: Residency = Residency.HOT
     hot_mib: dict[str, int] = {}
     """What it held on each card before it slept."""
+    by_card: bool = False
+    """That is what everybody held there together: NVML told no processes."""
 
 
 class Proofs:

@@ -50,7 +50,11 @@ class StillBusyError(Exception):
 
 
 class Sleeper:
-    """Speaks to the engines of one manager. `held`: MiB that a worker holds on each card now, empty where unknown."""
+    """Speaks to the engines of one manager.
+
+    `image`: what a worker without an image of its own runs, empty without containers; `held`: MiB that a worker holds
+    on each card now, empty where unknown; `used`: MiB in use on each card, by whomever.
+    """
 
     def __init__(
         self,
@@ -61,9 +65,14 @@ class Sleeper:
         env: Mapping[str, str],
         sleep_seconds: float,
         wake_seconds: float,
+        image: str,
         held: Callable[[str], Awaitable[dict[str, int]]],
+        used: Callable[[], Awaitable[dict[str, int]]],
         host_free_mib: Callable[[], int],
     ) -> None:
+        self._image = image
+        self._used = used
+        self._sleepless: dict[str, str] = {}
         self._engines = engines
         self._proofs = proofs
         self._enabled = enabled
@@ -72,29 +81,39 @@ class Sleeper:
         self._wake_seconds = wake_seconds
         self._held = held
         self._host_free_mib = host_free_mib
-        self._broken: dict[tuple[str | None, str, Residency], str] = {}
+        self._broken: dict[tuple[str | None, str], dict[Residency, str]] = {}
 
     # what is known
 
     def judge(self, spec: WorkerSpec) -> tuple[str, str]:
         """Why an engine like this can't sleep at level 1, and at level 2; empty where nothing speaks against it."""
-        light = sleep_rules.refusal(spec, self._env, enabled=self._enabled) or self._remembered(
-            spec, Residency.ASLEEP_1
+        broken = self.broken(spec)
+        light = (
+            sleep_rules.refusal(spec, self._env, enabled=self._enabled)
+            or sleep_rules.image_refusal(spec.image or self._image)
+            or broken.get(Residency.ASLEEP_1, "")
+            or self._sleepless.get(spec.id, "")
         )
-        deep = sleep_rules.deep_refusal(spec) or self._remembered(spec, Residency.ASLEEP_2)
+        deep = sleep_rules.deep_refusal(spec) or broken.get(Residency.ASLEEP_2, "")
         return light, light or deep
 
     def remember(self, spec: WorkerSpec, level: Residency, what: str) -> None:
         """No worker of this image and model sleeps at this level again."""
         logger.warning("sleep_given_up", image=spec.image, model=spec.model, level=level, cause=what)
-        self._broken[spec.image, spec.model, level] = what
+        self._broken.setdefault((spec.image, spec.model), {})[level] = what
+
+    def broken(self, spec: WorkerSpec) -> dict[Residency, str]:
+        """The levels that have failed an engine of this image and model, and how."""
+        return dict(self._broken.get((spec.image, spec.model), {}))
+
+    def forbid(self, sleepless: Mapping[str, str]) -> bool:
+        """These workers must not sleep, and why; whether that is news."""
+        before, self._sleepless = self._sleepless, dict(sleepless)
+        return self._sleepless != before
 
     def forget(self, worker: str) -> None:
         """The engine is gone."""
         self._proofs.remove(worker)
-
-    def _remembered(self, spec: WorkerSpec, level: Residency) -> str:
-        return self._broken.get((spec.image, spec.model, level), "")
 
     # an engine that was found
 
@@ -123,6 +142,7 @@ class Sleeper:
             async with open_client(self._socket(spec), ANSWER_SECONDS) as client:
                 version = await sleeping.version(client)
                 if why := sleep_rules.version_refusal(version):
+                    self.remember(spec, Residency.ASLEEP_1, why)  # the next one starts without sleep mode
                     return why
                 if await is_asleep(client) is None:
                     return "its engine was started without sleep mode; after its next start it can"
@@ -143,7 +163,7 @@ class Sleeper:
         """The level of an engine that was found asleep. Raises SleepFailedError if its memory did not come back."""
         proof = await self._proofs.read(spec.id, created_at)
         if proof is not None and proof.level is not Residency.HOT:
-            freed = await self._prove_memory(spec.id, proof)
+            freed = await self._prove_memory(spec, proof)
             await self._proofs.write(spec.id, msgspec.structs.replace(proof, pending=""))
             return proof.level, SleepFacts(freed_mib=freed)
         async with open_client(self._socket(spec), RUNG_SECONDS) as client:
@@ -171,10 +191,13 @@ class Sleeper:
         async with open_client(self._socket(spec), self._sleep_seconds) as client:
             await self._drained(client)
             hot_mib, host_free = await self._held(spec.id), self._host_free_mib()
-            begun = msgspec.structs.replace(proof, pending="sleep", level=level, hot_mib=hot_mib)
+            by_card = not hot_mib
+            if by_card:
+                hot_mib = await self._in_use(spec)
+            begun = msgspec.structs.replace(proof, pending="sleep", level=level, hot_mib=hot_mib, by_card=by_card)
             await self._proofs.write(spec.id, begun)
             await sleeping.fall_asleep(client, proof.version, level)
-        freed = await self._prove_memory(spec.id, begun)
+        freed = await self._prove_memory(spec, begun)
         await self._proofs.write(spec.id, msgspec.structs.replace(begun, pending=""))
         return SleepFacts(
             freed_mib=freed,
@@ -217,21 +240,27 @@ class Sleeper:
                 raise StillBusyError(f"{live} requests still run in it")
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _prove_memory(self, worker: str, proof: Proof) -> int | None:
+    async def _in_use(self, spec: WorkerSpec) -> dict[str, int]:
+        """MiB in use on each of a worker's cards, by whomever: what is left to go by where NVML tells no processes."""
+        used = await self._used()
+        return {uuid: used[uuid] for uuid in spec.gpus if uuid in used}
+
+    async def _prove_memory(self, spec: WorkerSpec, proof: Proof) -> int | None:
         """MiB that came back, on the card with the least; None without NVML. Raises SleepFailedError."""
         hot_mib = proof.hot_mib
         if not hot_mib:
             return None
+        least = {uuid: round(SHARE * max(0, own - RESIDUAL_MIB)) for uuid, own in owned_mib(spec, proof).items()}
         deadline = time.monotonic() + PROOF_SECONDS
         while True:
-            now = await self._held(worker)
+            now = await (self._in_use(spec) if proof.by_card else self._held(spec.id))
             freed = {uuid: had - now.get(uuid, 0) for uuid, had in hot_mib.items()}
-            lacking = {uuid for uuid, had in hot_mib.items() if freed[uuid] < SHARE * max(0, had - RESIDUAL_MIB)}
+            lacking = {uuid for uuid in hot_mib if freed[uuid] < least[uuid]}
             if not lacking:
                 return min(freed.values())
             if time.monotonic() > deadline:
                 uuid = min(lacking)
-                what = f"only {freed[uuid]} of {hot_mib[uuid]} MiB came back on GPU {uuid}"
+                what = f"only {max(freed[uuid], 0)} of {hot_mib[uuid]} MiB came back on GPU {uuid}"
                 raise SleepFailedError(what, level=proof.level)
             await asyncio.sleep(POLL_SECONDS)
 
@@ -246,6 +275,13 @@ class Sleeper:
 
     def _socket(self, spec: WorkerSpec) -> Path:
         return self._engines / spec.id / ENGINE_SOCKET
+
+
+def owned_mib(spec: WorkerSpec, proof: Proof) -> dict[str, int]:
+    """What the engine held on each card before it slept; by its promise where only the card's total is known."""
+    if not proof.by_card or spec.gpu_memory_mib is None:
+        return proof.hot_mib
+    return {uuid: min(used, spec.gpu_memory_mib) for uuid, used in proof.hot_mib.items()}
 
 
 def _words(error: Exception) -> str:

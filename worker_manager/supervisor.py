@@ -129,6 +129,7 @@ class Supervisor:
         if desired.generation < self.generation:
             raise StaleGenerationError(desired.generation, self.generation)
         self._desired = desired
+        self._keeper.forbid(desired.sleepless)
         self.generation = desired.generation
         self._on_change()
         self.wake()
@@ -285,7 +286,8 @@ class Supervisor:
     async def _start(self, known: Tracked, spec: WorkerSpec) -> None:
         logger.info("worker_starts", worker=spec.id, endpoint=spec.endpoint, gpus=spec.gpus)
         try:
-            await self._launcher.start_worker(spec, self.generation, length=known.shortened)
+            sleep = self._keeper.may_sleep(spec)
+            await self._launcher.start_worker(spec, self.generation, length=known.shortened, sleep=sleep)
         except PolicyRefusal as refusal:
             failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
             logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
@@ -314,6 +316,8 @@ class Supervisor:
         self._keeper.forget(action.id)
         now, was_ready = time.time(), known.state in life.SERVED
         ready_seconds = now - known.since if was_ready else 0.0
+        known, unable = (known, None) if was_ready else self._keeper.blame_sleep(known, lines)
+        action = msgspec.structs.replace(action, failure=unable or action.failure)
         failure = causes.of_death(action, lines, was_ready=was_ready, now=now)
         logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
         after = life.died(known, failure, now, ready_seconds)

@@ -66,6 +66,8 @@ class Tracked(msgspec.Struct, frozen=True, kw_only=True):
     """Why it can't sleep at level 1; empty where it can, None where that is not known yet."""
     no_deep_sleep: str | None = None
     """The same of level 2."""
+    broken_sleep: dict[Residency, str] = {}
+    """The levels that have failed an engine of its image and model, and how."""
     sleep: SleepFacts | None = None
     blocked_at: float | None = None
     """Since when it should wake and lacks the memory."""
@@ -212,6 +214,7 @@ def observed(known: Tracked, memory_mib: int | None, measured: MeasuredMemory | 
         can_sleep=known.no_sleep == "",
         can_sleep_deep=known.no_deep_sleep == "",
         no_sleep_reason=known.no_sleep or "",
+        broken_sleep=known.broken_sleep,
         memory_mib=memory_mib,
         measured=measured,
         sleep=known.sleep,

@@ -38,6 +38,15 @@ class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
     failure: Failure | None = None
 
 
+class SleepView(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an endpoint's workers can sleep."""
+
+    possible: bool | None
+    """None: not known before one of them was ready."""
+    reason: str = ""
+    """Why not."""
+
+
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How an endpoint does this instant."""
 
@@ -51,6 +60,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     memory: dict[str, Any] | None = None
     """How a worker is sized, part by part."""
     change: ChangeView | None = None
+    sleep: SleepView | None = None
 
 
 class EndpointView(EndpointSpec, frozen=True, kw_only=True):

@@ -54,6 +54,8 @@ class Board:
         """Who is on the way off its cards, and how it will be then: asleep or gone."""
         self.reserved: Counter[str] = Counter()
         self.started: list[WorkerSpec] = []
+        self.soon: dict[str, None] = {}
+        """Paths of models that wait for room to be started in, in order."""
         self.decisions: list[Decision] = []
         self.wake_at: list[float] = []
         self.crowded = self._is_crowded()
@@ -261,6 +263,7 @@ class Board:
             decisions=tuple(self.decisions),
             wake_at=min(self.wake_at, default=None),
             residencies=dict(sorted(asleep.items())),
+            soon=tuple(self.soon),
         )
 
     def _is_over(self, worker: KnownWorker) -> bool:

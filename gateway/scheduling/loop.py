@@ -24,9 +24,12 @@ from gateway.scheduling.planner import plan
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (
+    DesiredSet,
     HostFacts,
     ObservedSet,
     ObservedWorker,
+    Residency,
+    WorkerSpec,
     WorkerState,
 )
 
@@ -141,6 +144,10 @@ class Scheduler:
             "draining": worker_id in self._draining,
             "on_trial": worker_id in self._on_trial,
         }
+
+    def why_no_sleep(self, spec: WorkerSpec) -> str:
+        """What failed when a worker like this slept, or was to; empty where nothing is remembered."""
+        return self._failures.reason(spec, self.observed.host) if self.observed is not None else ""
 
     # watching the manager
 
@@ -288,6 +295,7 @@ class Scheduler:
         slot = self._demand.slots.get(worker.spec.id)
         asked, asked_at = self._orders.asked(worker)
         may_sleep = worker.can_sleep and not self._failures.reason(worker.spec, host)
+        may_sleep_deep = worker.can_sleep_deep and not self._failures.reason(worker.spec, host, Residency.ASLEEP_2)
         return KnownWorker(
             spec=worker.spec,
             state=worker.state,
@@ -299,14 +307,25 @@ class Scheduler:
             asked=asked,
             asked_at=asked_at,
             can_sleep=may_sleep,
-            can_sleep_deep=may_sleep and worker.can_sleep_deep,
+            can_sleep_deep=may_sleep and may_sleep_deep,
             memory_mib=worker.memory_mib,
             sleep=worker.sleep,
         )
 
+    def _wanted(self, decided: Plan, host: HostFacts) -> DesiredSet:
+        """The plan as the manager is told it, not numbered yet."""
+        why = {spec.id: self._failures.reason(spec, host) for spec in decided.desired}
+        return DesiredSet(
+            generation=1,
+            workers=decided.desired,
+            residencies=decided.residencies,
+            sleepless={worker: reason for worker, reason in why.items() if reason},
+            soon=decided.soon,
+        )
+
     async def _send(self, decided: Plan, observed: ObservedSet) -> None:
         """Send the desired set if it differs from what this very manager has taken."""
-        fresh = self._orders.next(decided.desired, decided.residencies, observed)
+        fresh = self._orders.next(self._wanted(decided, observed.host), observed)
         if fresh is not None:
             accepted = await self._manager.set_desired(fresh)
             self._orders.taken(fresh, accepted.manager)

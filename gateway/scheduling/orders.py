@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import msgspec
+
 from worker_manager.contract import DesiredSet, ObservedSet, ObservedWorker, Residency, WorkerSpec, WorkerState
 
 
@@ -34,16 +36,13 @@ class Orders:
         shown = {worker.spec.id for worker in observed.workers}
         return tuple(spec for spec in sent.workers if spec.id not in shown)
 
-    def next(
-        self, workers: tuple[WorkerSpec, ...], residencies: dict[str, Residency], observed: ObservedSet
-    ) -> DesiredSet | None:
-        """The desired set to send; None where this very manager has taken the same."""
-        sent = self._sent
-        is_taken = sent is not None and self._taken_by == observed.manager
-        if sent is not None and is_taken and (sent.workers, sent.residencies) == (workers, residencies):
+    def next(self, wanted: DesiredSet, observed: ObservedSet) -> DesiredSet | None:
+        """The desired set to send, numbered; None where this very manager has taken the same."""
+        sent = self._sent if self._taken_by == observed.manager else None
+        if sent is not None and msgspec.structs.replace(sent, generation=wanted.generation) == wanted:
             return None
-        generation = max(observed.generation, sent.generation if sent else 0) + 1
-        return DesiredSet(generation=generation, workers=workers, residencies=residencies)
+        generation = max(observed.generation, self._sent.generation if self._sent else 0) + 1
+        return msgspec.structs.replace(wanted, generation=generation)
 
     def taken(self, sent: DesiredSet, manager: str) -> None:
         """A manager took this set."""

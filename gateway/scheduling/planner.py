@@ -241,6 +241,8 @@ class _Planner:
             return False
         cards = board.place(need)
         if cards is None:
+            if not sleepers:  # else it most likely wakes, and reads nothing
+                board.soon[template.model] = None
             self._make_room(endpoint, needs)
             return False
         self._start(endpoint, template, cards, f"{endpoint.waiting} waiting")

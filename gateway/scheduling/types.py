@@ -151,3 +151,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """When to plan again even if nothing happens; Unix seconds."""
     residencies: dict[str, Residency] = {}
     """Which of `desired` should sleep, and how deep; all others are HOT."""
+    soon: tuple[str, ...] = ()
+    """Paths of models whose workers wait for others to make room, the most urgent first."""

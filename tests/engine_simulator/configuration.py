@@ -20,12 +20,14 @@ class ConfigurationError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Faults:
-    """What goes wrong; the default is nothing. Read afresh for every request, the first two at the start."""
+    """What goes wrong; the default is nothing. Read afresh for every request, the first three at the start."""
 
     slow_load: float = 0.0
     """Seconds added to the load."""
     crash_at_load: str | None = None
     """A kind in `failures.TRACEBACKS`: its traceback is printed and the engine ends with status 1."""
+    crash_with_sleep_mode: bool = False
+    """An engine that is started with `--enable-sleep-mode` ends so in the middle of its load."""
     crash_after_requests: int | None = None
     """The generation request after this many (since the start) ends the process in the middle of its answer."""
     hang_with_green_health: bool = False

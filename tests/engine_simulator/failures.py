@@ -60,6 +60,7 @@ TRACEBACKS = {
         "RuntimeError: NCCL error: unhandled system error (run with NCCL_DEBUG=INFO for details)\nError while creating "
         "shared memory segment /dev/shm/nccl-xIg4Nh (size 9637888), error: No space left on device (28)"
     ),
+    "sleep_allocator": "RuntimeError: CUDA Error: invalid argument at /workspace/csrc/cumem_allocator.cpp:119",
     "sleep_unsupported": (
         "pydantic_core._pydantic_core.ValidationError: 1 validation error for ModelConfig\n  Value error, Sleep mode"
         " is not supported on current platform. [type=value_error, input_value=ArgsKwargs(...), input_type=ArgsKwargs]"

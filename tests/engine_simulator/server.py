@@ -116,6 +116,8 @@ async def _load(arguments: EngineArguments, stopping: asyncio.Event) -> Engine |
     with suppress(TimeoutError):
         await asyncio.wait_for(stopping.wait(), simulation.load_seconds + simulation.faults.slow_load)
         return None
+    if simulation.faults.crash_with_sleep_mode and arguments.enable_sleep_mode:
+        failures.crash_at_load("sleep_allocator")
     if simulation.faults.crash_at_load:
         failures.crash_at_load(simulation.faults.crash_at_load)
     engine = Engine(arguments, file, memory, asyncio.get_running_loop())

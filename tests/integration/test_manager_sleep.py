@@ -3,6 +3,7 @@
 import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +13,7 @@ from tests.support.machine import Machine, is_running, spec
 from tests.support.processes import REPOSITORY, short_folder
 from tests.support.waiting import wait_until
 from tests.testbed.simulated_gpus.host import SimulatedHost, cards
-from worker_manager.contract import FailureKind, ObservedWorker, Residency, WorkerSpec, WorkerState
+from worker_manager.contract import DesiredSet, FailureKind, ObservedWorker, Residency, WorkerSpec, WorkerState
 
 TOTAL = 10_000
 CARDS = cards(1, TOTAL)
@@ -201,6 +202,54 @@ def test_what_failed_is_not_tried_with_another_worker_of_the_same_model(machine:
     other = machine.worker("w2")
     assert other is not None
     assert (other.state, other.restarts) == (WorkerState.READY, 0)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["memory back", "memory kept"])
+def test_where_nvml_tells_no_processes_the_cards_total_proves_the_sleep(
+    machine: Machine, host: SimulatedHost, *, kept: bool
+) -> None:
+    machine.add_model(residual_mib=RESIDUAL, claim_mib=PROMISE, faults={"memory_not_returned": kept})
+    host.add_foreign(GPU, 700)
+    machine.start(HOSTLER_SIMULATED_GPUS_HIDE_PROCESSES="1")
+    machine.send(on_card())
+    assert machine.wait_for(WorkerState.READY).memory_mib is None
+    engine = machine.pid()
+    machine.send(on_card(), w1=Residency.ASLEEP_1)
+    if kept:
+        wait_until_ended(engine)
+        failed = machine.wait_for(WorkerState.WAITING)
+        assert f"only 0 of {PROMISE + 700} MiB came back" in failed.no_sleep_reason
+        return
+    asleep = machine.wait_for(WorkerState.ASLEEP)
+    assert asleep.sleep is not None
+    assert asleep.sleep.freed_mib == PROMISE - RESIDUAL
+    machine.send(on_card())
+    machine.wait_for(WorkerState.READY)
+    assert machine.pid() == engine
+
+
+def test_an_engine_that_does_not_start_with_sleep_mode_starts_without_it(machine: Machine) -> None:
+    ready = started(machine, faults={"crash_with_sleep_mode": True})
+    assert "cumem_allocator" in ready.no_sleep_reason
+    assert list(ready.broken_sleep) == [Residency.ASLEEP_1]
+    assert ready.failure is not None
+    assert (ready.failure.kind, ready.restarts) == (FailureKind.SLEEP_FAILED, 0)
+    assert not starts_with_sleep_mode(machine)
+
+
+def test_a_worker_that_must_not_sleep_is_started_without_sleep_mode(machine: Machine) -> None:
+    machine.add_model(residual_mib=RESIDUAL, claim_mib=PROMISE)
+    machine.start()
+    why = "it failed before: under an earlier manager"
+    machine.put(DesiredSet(generation=1, workers=(on_card(),), sleepless={"w1": why}))
+    ready = machine.wait_for(WorkerState.READY)
+    assert (ready.can_sleep, ready.no_sleep_reason) == (False, why)
+    assert not starts_with_sleep_mode(machine)
+
+
+def starts_with_sleep_mode(machine: Machine, worker: str = "w1") -> bool:
+    """Whether the engine that runs was given the flag."""
+    return "--enable-sleep-mode" in Path(f"/proc/{machine.pid(worker)}/cmdline").read_text().split("\0")
 
 
 def test_a_wake_waits_for_the_memory(machine: Machine, host: SimulatedHost) -> None:

@@ -1,10 +1,12 @@
 """What the manager was last told: nothing is sent twice, and how warm a worker should be outlives the gateway."""
 
+from typing import Any
+
 import msgspec
 
 from gateway.scheduling.orders import Orders
 from tests.support.planning import template
-from worker_manager.contract import HostFacts, ObservedSet, ObservedWorker, Residency, WorkerState
+from worker_manager.contract import DesiredSet, HostFacts, ObservedSet, ObservedWorker, Residency, WorkerState
 
 SPEC = msgspec.structs.replace(template("a"), id="a-1")
 NOBODY = ObservedSet(manager="m", version=1, generation=0, host=HostFacts(launcher="process", device="cuda"))
@@ -16,21 +18,27 @@ def seen(state: WorkerState, residency: Residency) -> ObservedWorker:
     )
 
 
+def wanted(residencies: dict[str, Residency] | None = None, **more: Any) -> DesiredSet:
+    return DesiredSet(generation=1, workers=(SPEC,), residencies=residencies or {}, **more)
+
+
 def test_the_same_set_is_sent_once_to_each_manager_and_another_residency_is_another_set() -> None:
     orders = Orders(lambda: 7.0)
-    first = orders.next((SPEC,), {}, NOBODY)
+    first = orders.next(wanted(), NOBODY)
     assert first is not None
     orders.taken(first, "m")
-    assert orders.next((SPEC,), {}, NOBODY) is None
-    assert orders.next((SPEC,), {}, msgspec.structs.replace(NOBODY, manager="n")) is not None
-    asleep = orders.next((SPEC,), {"a-1": Residency.ASLEEP_1}, NOBODY)
+    assert orders.next(wanted(), NOBODY) is None
+    assert orders.next(wanted(), msgspec.structs.replace(NOBODY, manager="n")) is not None
+    asleep = orders.next(wanted({"a-1": Residency.ASLEEP_1}), NOBODY)
     assert asleep is not None
     assert asleep.generation == first.generation + 1
+    assert orders.next(wanted(sleepless={"a-1": "it failed"}), NOBODY) is not None
+    assert orders.next(wanted(soon=("local/b",)), NOBODY) is not None
 
 
 def test_what_was_taken_and_is_not_shown_yet_is_known() -> None:
     orders = Orders(lambda: 7.0)
-    sent = orders.next((SPEC,), {}, NOBODY)
+    sent = orders.next(wanted(), NOBODY)
     assert sent is not None
     assert orders.unseen(NOBODY) == ()
     orders.taken(sent, "m")
@@ -42,7 +50,7 @@ def test_the_time_of_an_order_is_kept_until_it_changes() -> None:
     clock = [7.0]
     orders = Orders(lambda: clock[0])
     for clock[0], residencies in ((7.0, {}), (9.0, {"a-1": Residency.ASLEEP_1}), (11.0, {"a-1": Residency.ASLEEP_1})):
-        sent = orders.next((SPEC,), residencies, msgspec.structs.replace(NOBODY, generation=int(clock[0])))
+        sent = orders.next(wanted(residencies), msgspec.structs.replace(NOBODY, generation=int(clock[0])))
         if sent is not None:
             orders.taken(sent, "m")
     assert orders.asked(seen(WorkerState.SLEEPING, Residency.HOT)) == (Residency.ASLEEP_1, 9.0)

@@ -59,6 +59,53 @@ def test_versions_that_do_not_or_that_nobody_knows_may_not(version: str) -> None
     assert version in sleep_rules.version_refusal(version)
 
 
+@pytest.mark.parametrize(
+    ("image", "word"),
+    [
+        ("vllm/vllm-openai:v0.16.0", "0.16.0"),
+        ("registry.example:5000/team/vllm-openai:0.14.1-cu129", "0.14.1"),
+        ("vllm/vllm-openai:v0.32.0", ""),
+        ("vllm/vllm-openai:v0.17.0@sha256:0123", ""),
+        ("vllm/vllm-openai:latest", ""),
+        ("vllm/vllm-openai@sha256:0123", ""),
+        ("team/engine:v0.1.0", ""),
+        ("", ""),
+    ],
+)
+def test_a_tag_tells_the_version_before_the_engine_runs(image: str, word: str) -> None:
+    why = sleep_rules.image_refusal(image)
+    assert word in why
+    assert bool(why) is bool(word)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "  Value error, Sleep mode is not supported on current platform. [type=value_error]",
+        "AssertionError: cumem allocator is not available",
+        "ERROR [core.py:1207] RuntimeError: CUDA Error: invalid argument at /workspace/csrc/cumem_allocator.cpp:119",
+        "AssertionError: Expandable segments are not compatible with memory pool. Please track https://github.com/...",
+        "Failed: Cuda error /workspace/csrc/custom_all_reduce.cuh:455 'invalid argument'",
+        "vllm serve: error: unrecognized arguments: --enable-sleep-mode",
+    ],
+)
+def test_an_engine_that_cannot_start_with_sleep_mode_says_so(line: str) -> None:
+    assert line.strip() in sleep_rules.start_refusal(["INFO it begins", line, "RuntimeError: See root cause above."])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "RuntimeError: CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62",
+        "torch.OutOfMemoryError: CUDA out of memory.",
+        "vllm serve: error: unrecognized arguments: --no-such",
+        "",
+    ],
+)
+def test_other_ends_are_not_blamed_on_sleep_mode(line: str) -> None:
+    assert sleep_rules.start_refusal(["INFO it begins", line]) == ""
+
+
 def test_every_version_has_its_words_and_level_2_reads_the_weights_before_the_cache_is_taken() -> None:
     for version in ("0.17.1", "0.32.0", "9.9", "what"):
         paths = [(call.path, call.query.get("tags")) for call in sleep_rules.dialect(version).wake[Residency.ASLEEP_2]]

@@ -8,10 +8,13 @@ prove itself each time (`sleeping`, `fingerprint`). Facts by vLLM's own issues, 
 - Level 2 drops the weights; reading them again misses a draft model's (#52479) and crashes with LoRA (#39934, #48337).
 - PyTorch's expandable segments and the allocator behind sleep exclude each other (pytorch #147851).
 - Not on CPUs.
+
+Some combinations do not even start (`start_refusal`): the allocator behind sleep is missing or fails (#35612, #21336),
+or several GPUs exchange memory by CUDA IPC, which it does not allow (#45611). Such an engine starts without sleep mode.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -19,8 +22,17 @@ from worker_manager.contract import Residency, WorkerSpec
 
 FIRST_GOOD = (0, 17)
 NO_ARENA = "expandable_segments:true"
+LINE_CHARACTERS = 200
 RELOADABLE = frozenset({"auto", "safetensors", "hf", "pt"})
 """Load formats whose weights are files that can be read again."""
+TAGGED = re.compile(r"vllm[^:@]*:v?(\d+\.\d+[^@]*)")
+"""A vLLM image whose tag tells the version."""
+DIES_AT_START = re.compile(
+    r"Sleep mode is not supported|Sleep mode can only be used|cumem allocator is not available|"
+    r"CUDA Error: (?!out of memory).*cumem_allocator\.cpp|Expandable segments are not compatible with memory pool|"
+    r"custom_all_reduce\.cuh:\d+ 'invalid argument'|unrecognized arguments:.*--enable-sleep-mode"
+)
+"""What an engine says that can't start with sleep mode and perhaps can without. Memory that ran out is not among it."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -98,6 +110,18 @@ def deep_refusal(spec: WorkerSpec) -> str:
     if format_ not in RELOADABLE:
         return f"weights of the load format {format_!r} are not read again after level 2"
     return ""
+
+
+def image_refusal(image: str) -> str:
+    """Why an engine of this image can't sleep, by the version in its tag; empty if it can, or the tag does not tell."""
+    found = TAGGED.search(image)
+    return version_refusal(found[1]) if found is not None else ""
+
+
+def start_refusal(lines: Sequence[str]) -> str:
+    """The line of the log of an engine that died at its start which says that sleep mode is why; empty if none does."""
+    found = next((line for line in reversed(lines) if DIES_AT_START.search(line)), "")
+    return f"it does not start with sleep mode: {found.strip()[:LINE_CHARACTERS]}" if found else ""
 
 
 def version_refusal(version: str) -> str:

@@ -73,10 +73,13 @@ class Launcher(Protocol):
         """Every unit of ours, running or exited; never one that another program started."""
         ...
 
-    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
+    async def start_worker(
+        self, spec: WorkerSpec, generation: int, *, length: int | None = None, sleep: bool = True
+    ) -> None:
         """Make the worker's socket folder, create and start its unit. Raises `LauncherError`, `PolicyRefusal`.
 
         `length`: the context length that the engine gets instead of the spec's; the unit remembers the spec as it is.
+        `sleep`: it may be started with sleep mode, where nothing else speaks against that.
         """
         ...
 
@@ -106,6 +109,10 @@ class Launcher(Protocol):
 
     async def engine(self) -> str:
         """What a worker without an image of its own runs, as a text that another version differs in; "" if unknown."""
+        ...
+
+    def program(self) -> str:
+        """The engine's program where there are no images, as a text that another installation differs in; else ""."""
         ...
 
     async def close(self) -> None:

@@ -104,10 +104,12 @@ class DockerLauncher:
         """Every container of this instance. Raises `LauncherError`."""
         return await self._call(QUICK_SECONDS, self._containers.units)
 
-    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
+    async def start_worker(
+        self, spec: WorkerSpec, generation: int, *, length: int | None = None, sleep: bool = True
+    ) -> None:
         """Create and start the engine's container. Raises `PolicyRefusal`, `LauncherError`."""
         place = await self._where()
-        context = self._context(place)
+        context = self._context(place, sleep=sleep)
         image = policy.image_of(spec, context.images)
         entrypoint = await self._call(QUICK_SECONDS, lambda client: docker_containers.entrypoint(client, image))
         resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
@@ -170,6 +172,10 @@ class DockerLauncher:
         """The default image's digest. Raises `LauncherError`."""
         image = self._settings.allowed_images[0]
         return await self._call(QUICK_SECONDS, lambda client: docker_containers.image_digest(client, image))
+
+    def program(self) -> str:
+        """Images tell what runs."""
+        return ""
 
     async def close(self) -> None:
         """End the feed and the threads; a call that hangs is not waited for."""
@@ -238,7 +244,7 @@ class DockerLauncher:
             gid=10001,
         )
 
-    def _context(self, place: Place) -> policy.PolicyContext:
+    def _context(self, place: Place, *, sleep: bool) -> policy.PolicyContext:
         settings = self._settings
         return policy.PolicyContext(
             instance=settings.instance,
@@ -257,7 +263,7 @@ class DockerLauncher:
             stop_seconds=settings.stop_seconds,
             engine_env=settings.engine_env,
             gpu_totals_mib=dict(self._gpu_totals()),
-            sleep=settings.sleep,
+            sleep=settings.sleep and sleep,
         )
 
     def _make_folders(self, worker: str, image: str, place: Place) -> None:

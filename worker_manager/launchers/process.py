@@ -84,7 +84,9 @@ class ProcessLauncher:
         found = await asyncio.to_thread(self._read_all)
         return [self._unit(name, file, pids) for name, file, pids in found]
 
-    async def start_worker(self, spec: WorkerSpec, generation: int, *, length: int | None = None) -> None:
+    async def start_worker(
+        self, spec: WorkerSpec, generation: int, *, length: int | None = None, sleep: bool = True
+    ) -> None:
         """Start the engine. Raises `PolicyRefusal`, `LauncherError`."""
         if spec.image is not None:
             raise policy.PolicyRefusal("this machine serves without containers, so an image can't be chosen")
@@ -92,6 +94,7 @@ class ProcessLauncher:
         policy.check_spec(spec, totals, self._device())
         resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
         model = policy.check_model_folder(spec, resolved)
+        sleep = sleep_rules.may_start(spec, self._settings.engine_env, enabled=self._settings.sleep and sleep)
         folder = self._settings.engines / spec.id
         folder.mkdir(mode=0o770, exist_ok=True)
         (folder / ENGINE_SOCKET).unlink(missing_ok=True)
@@ -101,7 +104,7 @@ class ProcessLauncher:
             socket=str(folder / ENGINE_SOCKET),
             stop_seconds=self._settings.stop_seconds,
             gpu_totals_mib=totals,
-            sleep=self._may_sleep(spec),
+            sleep=sleep,
             length=length,
         )
         command = (*self._settings.vllm_command, "serve", *arguments)
@@ -115,7 +118,7 @@ class ProcessLauncher:
             generation=generation,
             worker=spec,
         )
-        await asyncio.to_thread(self._spawn, unit, command, self._engine_environment(spec))
+        await asyncio.to_thread(self._spawn, unit, command, self._engine_environment(spec, sleep=sleep))
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
         """Start the job as a child. Raises `LauncherError`."""
@@ -166,8 +169,19 @@ class ProcessLauncher:
 
     async def images(self) -> tuple[str, ...]:
         """The engine's command, if its program can be found."""
-        found = shutil.which(self._settings.vllm_command[0], path=self._environ.get("PATH"))
-        return (" ".join(self._settings.vllm_command),) if found else ()
+        return (" ".join(self._settings.vllm_command),) if self._found() else ()
+
+    def program(self) -> str:
+        """Command, place and time: installing another version writes the program anew."""
+        found = self._found()
+        try:
+            written = Path(found).stat().st_mtime_ns if found else 0
+        except OSError:
+            written = 0
+        return f"{' '.join(self._settings.vllm_command)} @{written}"
+
+    def _found(self) -> str | None:
+        return shutil.which(self._settings.vllm_command[0], path=self._environ.get("PATH"))
 
     async def engine(self) -> str:
         """Not known before it runs."""
@@ -220,7 +234,7 @@ class ProcessLauncher:
                 start_new_session=True,
             )
 
-    def _engine_environment(self, spec: WorkerSpec) -> dict[str, str]:
+    def _engine_environment(self, spec: WorkerSpec, *, sleep: bool) -> dict[str, str]:
         home = self._settings.cache / "process"
         home.mkdir(parents=True, exist_ok=True)
         values = vllm.environment(
@@ -229,14 +243,11 @@ class ProcessLauncher:
             cpu_kv_cache_gib=self._settings.cpu_kv_cache_gib,
             device=self._device(),
             extra=self._settings.engine_env,
-            sleep=self._may_sleep(spec),
+            sleep=sleep,
         )
         if self._device() == "cuda":
             values["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
         return self._inherited() | values
-
-    def _may_sleep(self, spec: WorkerSpec) -> bool:
-        return sleep_rules.may_start(spec, self._settings.engine_env, enabled=self._settings.sleep)
 
     def _inherited(self) -> dict[str, str]:
         return {name: self._environ[name] for name in KEPT_ENVIRONMENT if name in self._environ}

@@ -14,10 +14,13 @@ from litestar.datastructures import State
 from litestar.di import Provide
 from litestar.exceptions import HTTPException
 
+from gateway.access.accounts import Accounts
+from gateway.access.gate import Gate
 from gateway.access.keyring import ADMIN_ID, Keyring
+from gateway.access.ledger import Ledger
 from gateway.access.routes import KeyRoutes
 from gateway.access.sign_ins import SignIns, guessable
-from gateway.access.store import KeyStore
+from gateway.access.store import BudgetStore, KeyStore
 from gateway.access.types import AccessEvent
 from gateway.addresses import Addresses
 from gateway.audit.refusals import Refusals
@@ -86,6 +89,9 @@ class Gateway:
             settings.sign_ins_per_minute,
             guessable=ADMIN_ID if guessable(settings.admin_key) else None,
         )
+        self.gate = Gate()
+        self.ledger = Ledger(BudgetStore(database))
+        self.accounts = Accounts(self.keyring, self.gate, self.ledger)
         self.learned = Learned(database)
         self.registry = Registry(
             EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
@@ -113,6 +119,7 @@ class Gateway:
         self.entry = InferenceEntry(
             self.keyring,
             self.sign_ins,
+            self.gate,
             self.registry.resolve,
             Relay(self.demand, self.pool, settings),
             self.metrics,
@@ -120,6 +127,7 @@ class Gateway:
             self.recorder.record,
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
+            queue_seconds=settings.queue_seconds,
         )
 
     def _tell(self) -> None:
@@ -145,7 +153,7 @@ class Gateway:
 
     async def load(self) -> None:
         """Read what the database holds."""
-        await self.keyring.load()
+        await self.accounts.load()
         await self.registry.load()
         await self.learned.load()
         await self.sleep_failures.load()
@@ -155,6 +163,7 @@ class Gateway:
         """Let everybody who depends on the endpoints look again."""
         self.catalogue.forget()
         self.demand.set_endpoints(self.catalogue.ceilings())
+        self.gate.set_endpoints({endpoint.spec.name: endpoint.spec.limits for endpoint in self.registry.all()})
         self.scheduler.look_again()
 
     async def prepare(self, spec: EndpointSpec) -> None:
@@ -219,14 +228,7 @@ class Gateway:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             self.pool.sweep()
-            await self.note_used_keys()
-
-    async def note_used_keys(self) -> None:
-        """Store when keys were used last."""
-        try:
-            await self.keyring.write_used()
-        except DatabaseError as problem:
-            log.warning("the last use of keys could not be stored", problem=str(problem))
+            await self.accounts.note_used()
 
     async def close(self) -> None:
         """Let go of everything; engines live on."""
@@ -237,7 +239,7 @@ class Gateway:
         await self.manager.close()
         await self.decisions.close()
         await self.recorder.stop()
-        await self.note_used_keys()
+        await self.accounts.close()
         await self.database.close()
 
 
@@ -256,6 +258,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.decisions.run(), name="decisions"),
             asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
             asyncio.create_task(gateway.refusals.run(), name="refusals"),
+            asyncio.create_task(gateway.ledger.run(), name="budgets"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
@@ -274,6 +277,8 @@ def litestar(gateway: Gateway) -> Litestar:
         "registry": gateway.registry,
         "statuses": gateway.statuses,
         "keyring": gateway.keyring,
+        "gate": gateway.gate,
+        "accounts": gateway.accounts,
         "scheduler": gateway.scheduler,
         "manager": gateway.manager,
         "host": gateway.scheduler.host,

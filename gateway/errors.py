@@ -10,7 +10,9 @@ GatewayError
 ├── RequestTimeout          408  a request that was begun and never finished
 ├── Conflict                409  a name that is taken, a change that collides
 ├── BodyTooLarge            413
-├── TooManyRequests         429  limits, full queue
+├── TooManyRequests         429  full queue
+│   ├── LimitReached        429  a limit of the key or the endpoint
+│   └── BudgetSpent         429  the key's budget
 ├── HeaderTooLarge          431
 ├── ClientGone              499  in the log only
 ├── InternalError           500  our bug
@@ -41,6 +43,8 @@ class GatewayError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.more_headers: list[tuple[bytes, bytes]] = []
+        """What else the answer says of it."""
 
     def body(self) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}` as JSON bytes."""
@@ -48,7 +52,7 @@ class GatewayError(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Content type; where the error passes by itself, `Retry-After` in whole seconds; `Connection` at its end."""
-        headers = [(b"content-type", b"application/json")]
+        headers = [(b"content-type", b"application/json"), *self.more_headers]
         if self.retry_after is not None:
             headers.append((b"retry-after", str(max(1, round(self.retry_after))).encode()))
         if self.closes:
@@ -134,6 +138,16 @@ class TooManyRequests(GatewayError):
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
+
+
+class LimitReached(TooManyRequests):
+    """The key or the endpoint has used up what it may take in a minute, or at once."""
+
+
+class BudgetSpent(TooManyRequests):
+    """What is left of the key's budget is too little for this request."""
+
+    code = "insufficient_quota"
 
 
 class HeaderTooLarge(GatewayError):

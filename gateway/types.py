@@ -1,7 +1,7 @@
 """Structs that several rooms of the gateway share."""
 
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,40 @@ class Priority(IntEnum):
     """Somebody waits for the answer; what every request is that says nothing."""
     BATCH = 1
     """Nobody does: it takes what interactive requests leave."""
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key or an endpoint may take; None: as much as it likes."""
+
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+    tokens_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)] | None = None
+    """Prompt and answer together, cached ones included."""
+    concurrency: Annotated[int, msgspec.Meta(ge=1, le=100_000)] | None = None
+    """Requests under way at once, those that wait for a worker included."""
+
+
+class Period(StrEnum):
+    """How long a budget lasts; days and months are UTC's."""
+
+    DAY = "day"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key may spend."""
+
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    period: Period = Period.MONTH
+
+
+class Estimate(NamedTuple):
+    """What a request may take, in tokens."""
+
+    least: int
+    """Its prompt, and the output that it asks for."""
+    likely: int
+    """The same, with the usual output where it does not say how much it asks for."""
 
 
 class Wish(NamedTuple):

@@ -49,6 +49,10 @@ class Keyring:
         self._used: set[str] = set()
         self.noticed: Callable[[AccessEvent], None] = lambda _: None
         """Called with every sign-in that failed and every change of a key, after it is stored."""
+        self.kept: Callable[[StoredKey], None] = lambda _: None
+        """Called with every key that is loaded, made or changed: its limits hold from now on."""
+        self.dropped: Callable[[str], None] = lambda _: None
+        """Called with the id of a key that is revoked."""
 
     async def load(self) -> None:
         """Read all keys from the store."""
@@ -59,6 +63,7 @@ class Keyring:
     def _keep(self, key: StoredKey) -> None:
         self._stored[key.id] = key
         self._known[key.id] = Known(key)
+        self.kept(key)
 
     # credentials
 
@@ -175,6 +180,7 @@ class Keyring:
             old = self.get(key_id)
             await self._store.remove(old)
             del self._stored[key_id], self._known[key_id]
+            self.dropped(key_id)
         self.noticed(AccessEvent("key_revoked", key_id, before=old.spec))
 
     def _check(self, spec: KeySpec, before: KeySpec | None = None) -> None:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 
+from gateway.access.accounts import Accounts
+from gateway.access.gate import Gate
 from gateway.access.keyring import Keyring
 from gateway.access.types import KeySpec, StoredKey
 from gateway.http import needs, read
@@ -21,8 +23,20 @@ class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap_seconds: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_OVERLAP_SECONDS)] = OVERLAP_SECONDS
 
 
-def view(stored: StoredKey, key: str | None = None) -> dict[str, Any]:
+class SpentView(msgspec.Struct, frozen=True):
+    """What is spent of a budget."""
+
+    tokens: int
+    reserved: int
+    """By requests under way."""
+    resets_at: float | None
+    """Unix time, seconds; None: never."""
+
+
+def view(stored: StoredKey, gate: Gate, key: str | None = None) -> dict[str, Any]:
     """A stored key as it may be shown: without its digest; with the key itself in the answer that made it."""
+    account = gate.account(stored.id)
+    now = gate.now().unix
     spec = stored.spec
     return {
         "id": stored.id,
@@ -32,8 +46,14 @@ def view(stored: StoredKey, key: str | None = None) -> dict[str, Any]:
         "created_at": stored.created_at,
         "last_used_at": stored.last_used_at,
         "previous_until": stored.previous_until,
+        "spent": account and SpentView(account.spent(now).tokens, account.reserved, account.resets_at(now)),
         "key": key,
     }
+
+
+def _shown(made: tuple[StoredKey, str], gate: Gate) -> dict[str, Any]:
+    stored, key = made
+    return view(stored, gate, key)
 
 
 class KeyRoutes(Controller):
@@ -43,30 +63,39 @@ class KeyRoutes(Controller):
     guards = [needs(Scope.ADMIN)]
 
     @post()
-    async def create(self, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
+    async def create(self, request: Request[Any, Any, Any], keyring: Keyring, gate: Gate) -> dict[str, Any]:
         """Make a key; the answer is the only one that shows it."""
-        return view(*await keyring.create(await read(request, KeySpec)))
+        return _shown(await keyring.create(await read(request, KeySpec)), gate)
 
     @get()
-    async def all(self, keyring: Keyring) -> list[dict[str, Any]]:
+    async def all(self, keyring: Keyring, gate: Gate) -> list[dict[str, Any]]:
         """Every key but the admin key of the environment."""
-        return [view(stored) for stored in keyring.all()]
+        return [view(stored, gate) for stored in keyring.all()]
 
     @get("/{key_id:str}")
-    async def one(self, key_id: str, keyring: Keyring) -> dict[str, Any]:
+    async def one(self, key_id: str, keyring: Keyring, gate: Gate) -> dict[str, Any]:
         """One key."""
-        return view(keyring.get(key_id))
+        return view(keyring.get(key_id), gate)
 
     @patch("/{key_id:str}")
-    async def change(self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
+    async def change(
+        self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring, gate: Gate
+    ) -> dict[str, Any]:
         """Change some fields; the next request feels it."""
-        return view(await keyring.change(key_id, await read(request, dict[str, Any])))
+        return view(await keyring.change(key_id, await read(request, dict[str, Any])), gate)
 
     @post("/{key_id:str}/rotate")
-    async def rotate(self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring) -> dict[str, Any]:
+    async def rotate(
+        self, key_id: str, request: Request[Any, Any, Any], keyring: Keyring, gate: Gate
+    ) -> dict[str, Any]:
         """Give a key a new secret; the answer is the only one that shows it. The old one opens for a while still."""
         rotation = await read(request, Rotation) if await request.body() else Rotation()
-        return view(*await keyring.rotate(key_id, rotation.overlap_seconds))
+        return _shown(await keyring.rotate(key_id, rotation.overlap_seconds), gate)
+
+    @delete("/{key_id:str}/spent", status_code=200)
+    async def reset(self, key_id: str, accounts: Accounts, gate: Gate) -> dict[str, Any]:
+        """Let a key's budget begin anew."""
+        return view(await accounts.reset(key_id), gate)
 
     @delete("/{key_id:str}")
     async def revoke(self, key_id: str, keyring: Keyring) -> None:

@@ -1,14 +1,16 @@
-"""Keys in the database. A key itself is never stored, only its SHA-256."""
+"""Keys and what they have spent in the database. A key itself is never stored, only its SHA-256."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 import structlog
 
+from gateway.access.budget import Spent
 from gateway.access.types import KeySpec, StoredKey
 from gateway.database.chain import Change
 from gateway.database.connection import Database
+from gateway.types import Period
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +23,8 @@ COLUMNS = (
     "created_at",
     "expires_at",
     "priority",
+    "limits",
+    "budget",
     "last_used_at",
     "previous_digest",
     "previous_until",
@@ -30,12 +34,20 @@ INSERT = f"INSERT INTO keys ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ 
 UPDATE = f"UPDATE keys SET {', '.join(f'{name} = ?' for name in COLUMNS[1:])} WHERE id = ?"  # noqa: S608 - as above
 
 
+SPEND = (
+    "INSERT INTO budgets (key_id, period, number, tokens) SELECT ?1, ?2, ?3, ?4 "
+    "WHERE EXISTS (SELECT 1 FROM keys WHERE id = ?1) "
+    "ON CONFLICT (key_id) DO UPDATE SET period = ?2, number = ?3, tokens = ?4"
+)
+
+
 def _decoded(row: tuple[Any, ...]) -> StoredKey | None:
     """One row as a key; one that can't be read is logged and opens nothing, and harms no other."""
     column = dict(zip(COLUMNS, row, strict=True))
     try:
         spec = {name: column[name] for name in ("name", "expires_at", "priority")}
-        spec |= {name: msgspec.json.decode(column[name]) for name in ("scopes", "endpoints")}
+        objects = ("scopes", "endpoints", "limits", "budget")
+        spec |= {name: msgspec.json.decode(column[name]) for name in objects if column[name] is not None}
         own = ("id", "digest", "created_at", "last_used_at", "previous_digest", "previous_until")
         return StoredKey(spec=msgspec.convert(spec, KeySpec), **{name: column[name] for name in own})
     except msgspec.MsgspecError as problem:
@@ -55,15 +67,21 @@ def _row(key: StoredKey) -> tuple[Any, ...]:
         key.id,
         spec.name,
         key.digest,
-        msgspec.json.encode(sorted(spec.scopes)).decode(),
-        msgspec.json.encode(sorted(spec.endpoints)).decode(),
+        _json(sorted(spec.scopes)),
+        _json(sorted(spec.endpoints)),
         key.created_at,
         spec.expires_at,
         spec.priority,
+        _json(spec.limits),
+        _json(spec.budget),
         key.last_used_at,
         key.previous_digest,
         key.previous_until,
     )
+
+
+def _json(value: object) -> str | None:
+    return msgspec.json.encode(value).decode() if value is not None else None
 
 
 class KeyStore:
@@ -105,3 +123,31 @@ class KeyStore:
             await write.execute_many(
                 "UPDATE keys SET last_used_at = ? WHERE id = ?", [(at, key_id) for key_id in key_ids]
             )
+
+
+class BudgetStore:
+    """Reads and writes the table `budgets`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def all(self) -> dict[str, Spent]:
+        """What every key has spent, by its id."""
+        rows = await self._database.rows("SELECT key_id, period, number, tokens FROM budgets")
+        known = {period.value: period for period in Period}
+        return {key_id: Spent(known[period], number, tokens) for key_id, period, number, tokens in rows}
+
+    async def write(self, spent: Mapping[str, Spent]) -> None:
+        """Write what keys have spent by now, all or none; of a key that is gone nothing. Raises DatabaseError."""
+        async with self._database.transaction() as write:
+            await write.execute_many(SPEND, [_spend(key_id, one) for key_id, one in spent.items()])
+
+    async def reset(self, key_id: str, before: Spent, after: Spent) -> None:
+        """Write that a budget begins anew, and into the audit trail. Raises DatabaseError."""
+        async with self._database.transaction() as write:
+            await write.execute(SPEND, _spend(key_id, after))
+            await write.audit(Change("key.reset_budget", key_id, {"tokens": before.tokens}, {"tokens": after.tokens}))
+
+
+def _spend(key_id: str, spent: Spent) -> tuple[Any, ...]:
+    return key_id, spent.period.value, spent.number, spent.tokens

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
-from gateway.types import Principal, Priority, Scope
+from gateway.types import Budget, Limits, Principal, Priority, Scope
 
 PRIORITIES: dict[str, Priority] = {level.name.lower(): level for level in Priority}
 
@@ -19,6 +19,8 @@ class KeySpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """None: never."""
     priority: Literal["interactive", "batch"] = "interactive"
     """The best its requests can have: those of a key for batch work wait behind everybody's interactive ones."""
+    limits: Limits | None = None
+    budget: Budget | None = None
 
 
 class StoredKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.weights import Weights
+from gateway.types import Limits
 from worker_manager.contract import Failure, FlagValue
 
 # \Z and not $, which would let a line feed in at the end
@@ -41,6 +42,8 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     sleep_after_seconds: Annotated[float, msgspec.Meta(ge=1)] = 60
     """Idle for so long, a worker sleeps where not all endpoints fit on the GPUs at once."""
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
+    limits: Limits | None = None
+    """What all keys together may take of it."""
     aliases: tuple[Name, ...] = ()
     labels: dict[str, str] = {}
 

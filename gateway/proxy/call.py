@@ -56,6 +56,18 @@ class Client(Sink, Protocol):
         ...
 
 
+class Ticket(Protocol):
+    """That a request with limits was let in (`access.gate.Ticket`)."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the answer says of the limits."""
+        ...
+
+    def settle(self, tokens: int) -> None:
+        """The request is over, and took so many tokens."""
+        ...
+
+
 class Call:
     """Everything about one request; only its own task touches it."""
 
@@ -77,6 +89,8 @@ class Call:
         self.stream = False
         self.metered = False
         """Whether it is one of those that are recorded: it has a key and an endpoint, and makes an engine work."""
+        self.ticket: Ticket | None = None
+        """What its limits let it in with, where it has any; given back when it ends."""
         self.meter: Meter | None = None
         """Sees the engine's answer, once there is one."""
         self.answered: float | None = None
@@ -110,6 +124,8 @@ class Call:
             headers.append((b"x-hostler-queue-ms", b"%d" % round(self.waited * 1000)))
             headers.append((b"x-hostler-wake-ms", b"%d" % round(self.woke * 1000)))
             headers.append((b"x-hostler-engine-ms", b"%d" % self._engine_ms()))
+        if self.ticket is not None:
+            headers += self.ticket.headers()
         return headers
 
     def _engine_ms(self) -> int:
@@ -126,8 +142,13 @@ class Call:
         self.status = status
         self.client.start(status, headers + self.own_headers())
 
+    @property
+    def may_wait(self) -> bool:
+        """Whether its caller has said how long it would wait."""
+        return b"x-hostler-timeout" in self.headers
+
     def patience(self, most: float) -> float:
-        """Seconds this request may wait for a worker: `x-hostler-timeout`, at most `most`. Raises BadRequest."""
+        """Seconds this request may wait in all: `x-hostler-timeout`, at most `most`. Raises BadRequest."""
         given = self.headers.get(b"x-hostler-timeout")
         if given is None:
             return most

@@ -110,6 +110,8 @@ class Relay(Generic[LeaseT]):
     async def run(self, call: Call) -> None:
         """Carry one call. Raises GatewayError; if the client has seen a status the error is for the log only."""
         patience = call.patience(self._limits.queue_seconds)
+        if call.waited:  # for its limits
+            patience = max(0.0, patience - call.waited)
         avoid: frozenset[str] = frozenset()
         for attempt in range(1, ATTEMPTS + 1):
             lease = self._leases.try_acquire(call.endpoint, avoid, call.wish) or await self._wait(call, patience, avoid)

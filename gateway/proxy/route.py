@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 
@@ -17,12 +17,13 @@ from gateway.errors import (
 )
 from gateway.logs import RequestLine, RequestLog
 from gateway.metrics import Metrics
-from gateway.proxy.call import Call, Client
+from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
+from gateway.proxy.estimate import estimate
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
-from gateway.types import Principal, Scope, Used, Wish
+from gateway.types import Estimate, Principal, Scope, Used, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +88,21 @@ class SignIns(Protocol):
         ...
 
 
+QuotasT = TypeVar("QuotasT")
+
+
+class Gate(Protocol[QuotasT]):
+    """Where requests with limits are let in (`access.gate.Gate`)."""
+
+    def quotas(self, key_id: str, endpoint: str) -> QuotasT | None:
+        """What limits a request of this key for this endpoint; None: nothing does."""
+        ...
+
+    async def enter(self, quotas: QuotasT, estimate: Estimate, patience: float) -> Ticket:
+        """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
+        ...
+
+
 Resolve = Callable[[str, Callable[[str], bool]], Target]
 
 
@@ -97,6 +113,7 @@ class InferenceEntry:
         self,
         gatekeeper: Gatekeeper,
         sign_ins: SignIns,
+        gate: Gate[Any],
         resolve: Resolve,
         relay: Relay[Any],
         metrics: Metrics,
@@ -105,9 +122,11 @@ class InferenceEntry:
         *,
         max_body_bytes: int,
         body_seconds: float,
+        queue_seconds: float,
     ) -> None:
         self._gatekeeper = gatekeeper
         self._sign_ins = sign_ins
+        self._gate = gate
         self._resolve = resolve
         self._relay = relay
         self._metrics = metrics
@@ -115,6 +134,7 @@ class InferenceEntry:
         self._record = record
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
+        self._queue_seconds = queue_seconds
 
     async def __call__(self, client: Client) -> None:
         """Answer one request, whatever happens."""
@@ -154,6 +174,9 @@ class InferenceEntry:
             raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
         self._read(call, principal)
+        quotas = self._gate.quotas(call.key, call.endpoint)
+        if quotas is not None:
+            await self._enter(call, quotas)
         call.path = ENGINE_PATHS.get(call.path, call.path)
         await self._relay.run(call)
 
@@ -170,6 +193,15 @@ class InferenceEntry:
             call.body, call.hides_usage = with_usage(call.body, asked)
         if asked.model != call.endpoint:
             call.body = with_model(call.body, kind, call.endpoint)
+
+    async def _enter(self, call: Call, quotas: Any) -> None:
+        """Let a request with limits in; it waits for them only where its caller has said how long."""
+        guess = estimate(call.path, call.body, call.headers.get(b"content-type", b""))
+        patience = call.patience(self._queue_seconds) if call.may_wait else 0.0
+        arrived = time.perf_counter()
+        call.ticket = await self._gate.enter(quotas, guess, patience)
+        if patience:
+            call.waited = time.perf_counter() - arrived
 
     async def _answer_about_response(self, call: Call, principal: Principal) -> None:
         """`GET /v1/responses/{id}` and `POST /v1/responses/{id}/cancel` go to the worker that made it."""
@@ -202,7 +234,10 @@ class InferenceEntry:
         if call.endpoint:
             self._metrics.requests.observe(endpoint, seconds, call.waited)
         if call.metered:
-            self._record(call.used(status, client_gone=isinstance(error, ClientGone)))
+            used = call.used(status, client_gone=isinstance(error, ClientGone))
+            if call.ticket is not None:
+                call.ticket.settle(used.tokens_in + used.tokens_out)
+            self._record(used)
         self._log.write(
             RequestLine(
                 call.id.decode(),

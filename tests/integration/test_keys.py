@@ -1,13 +1,17 @@
-"""Keys through a real gateway: changed, rotated and given a priority while requests go on."""
+"""Keys through a real gateway: changed, rotated, limited, and with a budget that outlives the gateway."""
 
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
 from tests.support.stack import Stack, bearer, chat, running_stack
+from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 ANSWER = 5
@@ -17,6 +21,7 @@ ANSWER = 5
 def stack() -> Iterator[Stack]:
     with running_stack() as started:
         started.endpoint("first", Simulation(answer_tokens=ANSWER))
+        started.endpoint("slow", Simulation(tokens_per_second=100, answer_tokens=100_000))
         yield started
 
 
@@ -68,3 +73,115 @@ def test_failed_sign_ins_are_counted_by_what_was_wrong(stack: Stack) -> None:
     before = stack.metrics().get(name, 0)
     assert ask(stack, key[:-1]).status_code == 401
     assert stack.metrics()[name] == before + 1
+
+
+# limits
+
+
+def asked(stack: Stack, key: str, **fields: Any) -> dict[str, Any]:
+    """One chat completion with this key through the official client: what it was told of limits, and the usage."""
+    with openai.OpenAI(base_url=f"{stack.address}/v1", api_key=key, max_retries=0) as client:
+        raw = client.chat.completions.with_raw_response.create(
+            model="first", messages=[{"role": "user", "content": "hello"}], **fields
+        )
+        usage = raw.parse().usage
+    assert usage is not None
+    told = {name.removeprefix("x-ratelimit-"): value for name, value in raw.headers.items() if "ratelimit" in name}
+    return {**told, "used": usage.total_tokens}
+
+
+def test_requests_and_tokens_a_minute_are_told_settled_and_refused(stack: Stack) -> None:
+    _, key = new_key(stack, limits={"requests_per_minute": 3, "tokens_per_minute": 1_000})
+    first = asked(stack, key, max_tokens=500)
+    assert (first["limit-requests"], first["remaining-requests"], first["limit-tokens"]) == ("3", "2", "1000")
+    assert 450 < int(first["remaining-tokens"]) < 500
+    second = asked(stack, key, max_tokens=500)
+    # what the first one reserved and did not take is free again
+    assert int(second["remaining-tokens"]) == int(first["remaining-tokens"]) - first["used"]
+    asked(stack, key, max_tokens=100)
+    with pytest.raises(openai.RateLimitError, match="may take 3 requests a minute") as caught:
+        asked(stack, key)
+    headers = caught.value.response.headers
+    assert 0 < int(headers["retry-after"]) <= 60
+    assert headers["x-ratelimit-remaining-requests"] == "0"
+    with pytest.raises(openai.RateLimitError, match="ask for less") as large:
+        asked(stack, new_key(stack, limits={"tokens_per_minute": 100})[1], max_tokens=101)
+    assert large.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_key_without_limits_is_told_of_none(stack: Stack) -> None:
+    answer = ask(stack, new_key(stack)[1])
+    assert [name for name in answer.headers if "ratelimit" in name] == []
+
+
+def test_a_full_key_refuses_at_once_and_lets_those_wait_who_say_how_long(stack: Stack) -> None:
+    _, key = new_key(stack, limits={"concurrency": 1})
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=stack.address, headers=bearer(key), timeout=30) as user:
+        with user.stream("POST", CHAT, json=chat("slow", stream=True)) as running:
+            lines = running.iter_lines()
+            next(lines)
+            refused = ask(stack, key)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            in_vain = stack.client.post(CHAT, json=chat("first"), headers=bearer(key) | {"x-hostler-timeout": "0.1"})
+            assert in_vain.status_code == 429
+            headers = bearer(key) | {"x-hostler-timeout": "30"}
+            waiting = pool.submit(stack.client.post, CHAT, json=chat("first"), headers=headers)
+            assert not waiting.done()
+        answer = waiting.result(30)
+    assert answer.status_code == 200
+    assert ask(stack, key).status_code == 200
+
+
+def test_an_endpoint_has_limits_of_its_own_that_no_restart_is_needed_for(stack: Stack) -> None:
+    worker = ask(stack, stack.key).headers["x-hostler-worker"]
+    stack.client.patch("/api/endpoints/first", json={"limits": {"requests_per_minute": 1}}).raise_for_status()
+    _, key = new_key(stack)
+    statuses = [ask(stack, one).status_code for one in (key, new_key(stack)[1], stack.key)]
+    stack.client.patch("/api/endpoints/first", json={"limits": None}).raise_for_status()
+    assert statuses == [200, 429, 429]
+    assert ask(stack, key).headers["x-hostler-worker"] == worker
+
+
+# budgets
+
+
+def spent(stack: Stack, key_id: str) -> dict[str, Any]:
+    """What a key has spent."""
+    found: dict[str, Any] = stack.client.get(f"/api/keys/{key_id}").json()["spent"]
+    return found
+
+
+def test_a_budget_is_spent_as_the_engine_counts_and_outlives_the_gateway(stack: Stack) -> None:
+    key_id, key = new_key(stack, budget={"tokens": 600, "period": "day"})
+    used = sum(asked(stack, key, max_tokens=500)["used"] for _ in range(2))
+    with ThreadPoolExecutor(4) as pool:  # each reserves some 510 of the 600: of four at once one is let in at a time
+        statuses = list(pool.map(lambda _: ask(stack, key, max_tokens=500).status_code, range(4)))
+    assert set(statuses) <= {200, 429}
+    used += statuses.count(200) * (used // 2)
+    wait_until(lambda: spent(stack, key_id)["reserved"] == 0, "all have ended")
+    assert spent(stack, key_id)["tokens"] == used
+    assert stack.gateway is not None
+    stack.gateway.signal(signal.SIGTERM)
+    assert stack.gateway.wait(30) == 0
+    stack.gateway.stop()
+    stack.start_gateway()
+    wait_until(stack.is_ready, "the gateway is ready")
+    assert spent(stack, key_id)["tokens"] == used
+    with pytest.raises(openai.RateLimitError, match=f"budget of 600 tokens .*of which {used} are spent") as caught:
+        asked(stack, key, max_tokens=600)
+    assert caught.value.code == "insufficient_quota"
+    again = stack.client.delete(f"/api/keys/{key_id}/spent")
+    assert (again.status_code, again.json()["spent"]["tokens"]) == (200, 0)
+    assert asked(stack, key, max_tokens=500)["used"]
+
+
+def test_a_client_that_leaves_gives_back_what_it_reserved_and_pays_for_what_came(stack: Stack) -> None:
+    key_id, key = new_key(stack, budget={"tokens": 10_000, "period": "total"})
+    with httpx.Client(base_url=stack.address, headers=bearer(key), timeout=30) as user:
+        with user.stream("POST", CHAT, json=chat("slow", stream=True, max_tokens=5_000)) as running:
+            lines = running.iter_lines()
+            next(lines)
+            assert spent(stack, key_id)["reserved"] > 5_000
+        wait_until(lambda: spent(stack, key_id)["reserved"] == 0, "the request has ended")
+    assert 0 < spent(stack, key_id)["tokens"] < 1_000

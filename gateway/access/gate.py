@@ -1,0 +1,290 @@
+"""Where requests with limits are let in, wait or are refused. One process, one event loop: every count is exact.
+
+A request that may wait stands in line behind others for the same key and endpoint. Whoever is let in next is decided by
+who came first; only those whose key or endpoint holds one back are passed over, so nobody is overtaken by its like.
+"""
+
+import asyncio
+import heapq
+import itertools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from gateway.access.budget import Account, Spent
+from gateway.access.quota import Hold, Now, Quota, Refusal
+from gateway.errors import BudgetSpent, LimitReached, TooManyRequests
+from gateway.types import Budget, Estimate, Limits
+
+MOST_WAITING = 1000
+"""Requests that may wait for limits at once, all keys together; one more is refused."""
+NEVER_SECONDS = 86_400.0
+"""What `Retry-After` says where trying again helps only after somebody has changed the key."""
+
+SHORTEST_SECONDS = 0.001
+"""Between two looks; a timer may come a moment early."""
+BEHIND_OTHERS = Refusal("Other requests wait for the same limits", 1.0, can_wait=True)
+
+Headers = list[tuple[bytes, bytes]]
+Quotas = tuple[Quota, ...]
+
+
+class Ticket:
+    """A request that was let in; `settle` must follow, once."""
+
+    __slots__ = ("_gate", "_holds")
+
+    def __init__(self, gate: "Gate", holds: list[tuple[Quota, Hold]]) -> None:
+        self._gate = gate
+        self._holds = holds
+
+    def headers(self) -> Headers:
+        """`x-ratelimit-*` as they stand now."""
+        return told([quota for quota, _ in self._holds], self._gate.now())
+
+    def settle(self, tokens: int) -> None:
+        """The request is over, and took so many tokens."""
+        now = self._gate.now()
+        for quota, hold in self._holds:
+            quota.settle(hold, tokens, now)
+        self._gate.freed(self._holds)
+
+
+class Waiter:
+    """A request in line."""
+
+    __slots__ = ("granted", "number", "quotas", "tokens")
+
+    def __init__(self, number: int, quotas: Quotas, tokens: int) -> None:
+        self.number = number
+        self.quotas = quotas
+        self.tokens = tokens
+        self.granted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+
+
+class Gate:
+    """All quotas of keys and endpoints."""
+
+    def __init__(self, steady: Callable[[], float] = time.monotonic, unix: Callable[[], float] = time.time) -> None:
+        self._steady = steady
+        self._unix = unix
+        self._keys: dict[str, Quota] = {}
+        self._endpoints: dict[str, Quota] = {}
+        self._lines: dict[Quotas, deque[Waiter]] = {}
+        self._numbers = itertools.count()
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.spent_more: Callable[[Account], None] = lambda _: None
+        """Called with an account of which something was spent."""
+
+    def now(self) -> Now:
+        """The time on both clocks."""
+        return Now(self._steady(), self._unix())
+
+    # what the limits are
+
+    def set_key(
+        self, key_id: str, name: str, limits: Limits | None, budget: Budget | None, spent: Spent | None = None
+    ) -> None:
+        """Take over a key's limits and budget; `spent` is what the database knows of it."""
+        if limits is None and budget is None:
+            self.forget_key(key_id)
+        else:
+            quota = self._keys.setdefault(key_id, Quota("", None))
+            quota.whose = f"The key '{name}'"
+            quota.limit(limits)
+            if budget is None:
+                quota.account = None
+            elif quota.account is None:
+                quota.account = Account(key_id, budget, self._unix(), spent)
+            else:
+                quota.account.change(budget, self._unix())
+        self._let_in()
+
+    def forget_key(self, key_id: str) -> None:
+        """The key is gone, or nothing limits it any more: who waits for it goes on."""
+        quota = self._keys.pop(key_id, None)
+        if quota is not None:
+            quota.limit(None)
+            quota.account = None
+        self._let_in()
+
+    def set_endpoints(self, limits: Mapping[str, Limits | None]) -> None:
+        """Take over every endpoint's limits."""
+        for name, quota in self._endpoints.items():
+            quota.limit(limits.get(name))
+        self._endpoints = {
+            name: self._endpoints.get(name) or Quota(f"The endpoint '{name}'", given)
+            for name, given in limits.items()
+            if given is not None
+        }
+        self._let_in()
+
+    def account(self, key_id: str) -> Account | None:
+        """The account of a key that has a budget."""
+        quota = self._keys.get(key_id)
+        return quota.account if quota is not None else None
+
+    def reset(self, account: Account) -> None:
+        """Let a budget begin anew."""
+        account.reset(self._unix())
+        self.spent_more(account)
+        self._let_in()
+
+    # requests
+
+    def quotas(self, key_id: str, endpoint: str) -> Quotas | None:
+        """What limits a request of this key for this endpoint; None: nothing does."""
+        key, other = self._keys.get(key_id), self._endpoints.get(endpoint)
+        if key is None:
+            return (other,) if other is not None else None
+        return (key, other) if other is not None else (key,)
+
+    async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
+        """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
+        now = self.now()
+        tokens = max(estimate.least, min(quota.amount(estimate) for quota in quotas))
+        _, refused = self._held_back(quotas, tokens, now)
+        if refused is None and not any(quota.waiting for quota in quotas):
+            return self._take(quotas, tokens, now)
+        refused = refused or BEHIND_OTHERS
+        if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
+            raise self._error(refused, quotas)
+        return await self._wait(Waiter(next(self._numbers), quotas, tokens), patience)
+
+    def _held_back(self, quotas: Quotas, tokens: int, now: Now) -> tuple[Quota, Refusal | None]:
+        """The first quota that refuses a request, and why; None in its place if none does."""
+        for quota in quotas:
+            refused = quota.refusal(tokens, now)
+            if refused is not None:
+                return quota, refused
+        return quotas[0], None
+
+    def _take(self, quotas: Quotas, tokens: int, now: Now) -> Ticket:
+        return Ticket(self, [(quota, quota.take(tokens, now)) for quota in quotas])
+
+    def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
+        kind = BudgetSpent if refused.is_budget else LimitReached
+        never = math.isinf(refused.seconds)
+        hint = "ask for less, or have the limit raised" if never else "try again after the seconds in Retry-After"
+        if not never and refused.can_wait:
+            hint += ", or send x-hostler-timeout to wait here"
+        error = kind(f"{refused.why}: {hint}", retry_after=NEVER_SECONDS if never else math.ceil(refused.seconds))
+        error.more_headers = told(quotas, self.now())
+        if never or not refused.can_wait:
+            error.more_headers.append((b"x-should-retry", b"false"))
+        return error
+
+    # waiting
+
+    async def _wait(self, waiter: Waiter, patience: float) -> Ticket:
+        self._line_up(waiter)
+        try:
+            async with asyncio.timeout(patience):
+                return await waiter.granted
+        except TimeoutError:
+            self._give_back(waiter)
+            _, refused = self._held_back(waiter.quotas, waiter.tokens, self.now())
+            raise self._error(refused or BEHIND_OTHERS, waiter.quotas) from None
+        except asyncio.CancelledError:
+            self._give_back(waiter)
+            raise
+        finally:
+            self._leave(waiter)
+
+    def _line_up(self, waiter: Waiter) -> None:
+        self._lines.setdefault(waiter.quotas, deque()).append(waiter)
+        self._waiting += 1
+        for quota in waiter.quotas:
+            quota.waiting += 1
+        self._let_in()
+
+    def _leave(self, waiter: Waiter) -> None:
+        line = self._lines.get(waiter.quotas)
+        if line is None or waiter not in line:
+            return
+        line.remove(waiter)
+        self._gone(waiter)
+        self._let_in()
+
+    def _gone(self, waiter: Waiter) -> None:
+        self._waiting -= 1
+        for quota in waiter.quotas:
+            quota.waiting -= 1
+        if not self._lines[waiter.quotas]:
+            del self._lines[waiter.quotas]
+
+    def _give_back(self, waiter: Waiter) -> None:
+        """It was let in in the very moment it gave up."""
+        granted = waiter.granted
+        if granted.done() and not granted.cancelled() and granted.exception() is None:
+            granted.result().settle(0)
+
+    def freed(self, holds: list[tuple[Quota, Hold]]) -> None:
+        """A request is over: others may go on."""
+        for _, hold in holds:
+            if hold.account is not None:
+                self.spent_more(hold.account)
+        if self._waiting:
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Let in whoever can go on now, in the order they came, and look again when time alone will have helped."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            return
+        now = self.now()
+        soonest = math.inf
+        blocked: set[Quota] = set()
+        heads = [(line[0].number, quotas) for quotas, line in self._lines.items()]
+        heapq.heapify(heads)
+        while heads:
+            _, quotas = heapq.heappop(heads)
+            line = self._lines[quotas]
+            waiter = line[0]
+            if not blocked.isdisjoint(quotas):
+                continue
+            if not waiter.granted.done():  # else it has given up and is about to leave
+                quota, refused = self._held_back(quotas, waiter.tokens, now)
+                if refused is None:
+                    waiter.granted.set_result(self._take(quotas, waiter.tokens, now))
+                elif refused.can_wait:
+                    blocked.add(quota)
+                    soonest = min(soonest, refused.seconds)
+                    continue
+                else:
+                    waiter.granted.set_exception(self._error(refused, quotas))
+            line.popleft()
+            if line:
+                heapq.heappush(heads, (line[0].number, quotas))
+            self._gone(waiter)
+        if soonest < math.inf:
+            pause = max(soonest, SHORTEST_SECONDS)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._let_in)
+
+
+def told(quotas: "list[Quota] | Quotas", now: Now) -> Headers:
+    """`x-ratelimit-*` in OpenAI's words: of several limits the one with the least left."""
+    headers: Headers = []
+    for what in ("requests", "tokens"):
+        windows = [window for quota in quotas if (window := getattr(quota, what)) is not None]
+        if windows:
+            tight = min(windows, key=lambda window: window.remaining(now.steady))
+            headers += [
+                (f"x-ratelimit-limit-{what}".encode(), b"%d" % tight.limit),
+                (f"x-ratelimit-remaining-{what}".encode(), b"%d" % tight.remaining(now.steady)),
+                (f"x-ratelimit-reset-{what}".encode(), duration(tight.seconds_until_free(now.steady)).encode()),
+            ]
+    return headers
+
+
+def duration(seconds: float) -> str:
+    """Seconds as OpenAI writes them: `0s`, `850ms`, `12.5s`, `1m0s`."""
+    milliseconds = math.ceil(seconds * 1000)
+    if 0 < milliseconds < 1000:  # noqa: PLR2004 - in a second
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"

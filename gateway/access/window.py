@@ -1,0 +1,94 @@
+"""What was taken within the last minute: a sliding one, not the calendar's and not an average. Pure.
+
+In no 60 seconds in a row more than `limit` units are admitted. Time is counted in ticks of 10 ms, and what was taken in
+one tick is one number, so that a window of any limit is some thousand numbers: a unit is free again 60 seconds and at
+most two ticks after it was taken.
+"""
+
+from collections import deque
+
+TICKS_A_SECOND = 100
+TICKS = 60 * TICKS_A_SECOND + 1
+"""For which a unit stays taken: one more than a minute has, for those that were taken late in their tick."""
+
+
+class Bucket:
+    """What was taken in one tick."""
+
+    __slots__ = ("amount", "tick")
+
+    def __init__(self, tick: int, amount: int) -> None:
+        self.tick = tick
+        self.amount = amount
+
+
+class Window:
+    """At most `limit` units in any minute. Times are seconds of one clock that does not go back."""
+
+    __slots__ = ("_buckets", "_taken", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._buckets: deque[Bucket] = deque()
+        self._taken = 0
+
+    def remaining(self, now: float) -> int:
+        """Units that are free; never less than 0, though more may have been used than was estimated."""
+        self._forget(now)
+        return max(0, self.limit - self._taken)
+
+    def fits(self, amount: int, now: float) -> bool:
+        """Whether so much can be taken now."""
+        self._forget(now)
+        return self._taken + amount <= self.limit
+
+    def take(self, amount: int, now: float) -> Bucket:
+        """Take so much, whether it fits or not."""
+        tick = self._forget(now)
+        self._taken += amount
+        buckets = self._buckets
+        if buckets and buckets[-1].tick == tick:
+            bucket = buckets[-1]
+            bucket.amount += amount
+        else:
+            bucket = Bucket(tick, amount)
+            buckets.append(bucket)
+        return bucket
+
+    def settle(self, bucket: Bucket, reserved: int, amount: int, now: float) -> None:
+        """What a request took in truth: less is given back to when it was taken, more is taken now."""
+        tick = self._forget(now)
+        if amount > reserved:
+            self.take(amount - reserved, now)
+        elif bucket.tick > tick - TICKS:
+            self._taken -= reserved - amount
+            bucket.amount -= reserved - amount
+
+    def seconds_until(self, amount: int, now: float) -> float:
+        """Seconds until so much fits if nobody takes anything meanwhile; of more than the limit, until all is free."""
+        self._forget(now)
+        excess = self._taken + amount - self.limit
+        if excess <= 0:
+            return 0.0
+        for bucket in self._buckets:
+            excess -= bucket.amount
+            if excess <= 0:
+                return _left(bucket, now)
+        return self.seconds_until_free(now)
+
+    def seconds_until_free(self, now: float) -> float:
+        """Seconds until nothing is taken any more."""
+        self._forget(now)
+        return _left(self._buckets[-1], now) if self._buckets else 0.0
+
+    def _forget(self, now: float) -> int:
+        """Let go of what is more than a minute old; the tick that is now."""
+        tick = int(now * TICKS_A_SECOND)
+        buckets = self._buckets
+        while buckets and buckets[0].tick <= tick - TICKS:
+            self._taken -= buckets.popleft().amount
+        return tick
+
+
+def _left(bucket: Bucket, now: float) -> float:
+    return max(0.0, (bucket.tick + TICKS) / TICKS_A_SECOND - now)

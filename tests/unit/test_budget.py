@@ -1,0 +1,131 @@
+"""Budgets: never overshot by more than was reserved too little, one for each period, whatever the clock does."""
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.access.budget import DAY_SECONDS, Account, Spent, end_of, number_of
+from gateway.types import Budget, Period
+
+NOON = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
+DAILY = Budget(tokens=100, period=Period.DAY)
+
+
+def account(budget: Budget = DAILY, now: float = NOON, spent: Spent | None = None) -> Account:
+    return Account("key", budget, now, spent)
+
+
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 20)), max_size=60),
+)
+def test_it_is_never_overshot_where_requests_take_no_more_than_they_reserved(
+    tokens: int, steps: list[tuple[bool, int, int]]
+) -> None:
+    kept = account(Budget(tokens=tokens, period=Period.TOTAL))
+    under_way: list[int] = []
+    spent = 0
+    for begins, amount, which in steps:
+        if begins or not under_way:
+            fits = spent + sum(under_way) + amount <= tokens
+            assert kept.fits(amount, NOON) == fits
+            if fits:
+                kept.reserve(amount)
+                under_way.append(amount)
+        else:
+            reserved = under_way.pop(which % len(under_way))
+            took = min(amount, reserved)
+            kept.settle(reserved, took, NOON)
+            spent += took
+        assert kept.spent(NOON).tokens == spent <= tokens
+        assert kept.reserved == sum(under_way)
+
+
+def test_a_request_that_took_more_than_it_reserved_is_the_last_one() -> None:
+    kept = account()
+    kept.reserve(90)
+    kept.settle(90, 130, NOON)
+    assert kept.spent(NOON).tokens == 130
+    assert not kept.fits(0, NOON)
+    assert kept.is_spent(0, NOON)
+
+
+def test_a_new_day_begins_at_midnight_in_utc() -> None:
+    kept = account()
+    kept.reserve(100)
+    kept.settle(100, 100, NOON)
+    midnight = kept.resets_at(NOON)
+    assert midnight == datetime(2026, 12, 1, tzinfo=UTC).timestamp()
+    assert not kept.fits(1, midnight - 0.001)
+    assert kept.fits(100, midnight)
+
+
+def test_what_is_under_way_at_midnight_is_spent_of_the_new_day() -> None:
+    kept = account()
+    kept.reserve(60)
+    tomorrow = NOON + DAY_SECONDS
+    assert not kept.fits(41, tomorrow)
+    kept.settle(60, 50, tomorrow)
+    assert kept.spent(tomorrow).tokens == 50
+
+
+@given(
+    st.sampled_from(list(Period)),
+    st.lists(st.floats(-90 * DAY_SECONDS, 90 * DAY_SECONDS), max_size=30),
+    st.lists(st.booleans(), min_size=30, max_size=30),
+)
+def test_a_clock_that_goes_back_gives_no_second_budget_even_over_restarts(
+    period: Period, jumps: list[float], restarts: list[bool]
+) -> None:
+    budget = Budget(tokens=10, period=period)
+    kept, now = account(budget), NOON
+    spent_in: dict[int, int] = {}
+    for jump, restart in zip(jumps, restarts, strict=False):
+        now += jump
+        if restart:
+            kept = account(budget, now, kept.spent(now))
+        if kept.fits(4, now):
+            kept.reserve(4)
+            kept.settle(4, 4, now)
+            number = kept.spent(now).number
+            spent_in[number] = spent_in.get(number, 0) + 4
+    assert all(spent <= 10 for spent in spent_in.values())
+    # a budget begins anew only in a period later than all before
+    assert list(spent_in) == sorted(spent_in)
+
+
+def test_a_smaller_budget_holds_at_once_and_another_period_begins_anew() -> None:
+    kept = account()
+    kept.settle(0, 50, NOON)
+    kept.change(Budget(tokens=40, period=Period.DAY), NOON)
+    assert kept.is_spent(1, NOON)
+    kept.change(Budget(tokens=40, period=Period.MONTH), NOON)
+    assert kept.fits(40, NOON)
+
+
+def test_a_reset_finds_back_from_a_clock_that_was_far_ahead() -> None:
+    kept = account()
+    kept.settle(0, 100, NOON + 400 * DAY_SECONDS)
+    assert not kept.fits(1, NOON + DAY_SECONDS)
+    kept.reset(NOON)
+    assert kept.fits(100, NOON)
+    assert kept.resets_at(NOON) == end_of(Period.DAY, number_of(Period.DAY, NOON))
+
+
+def test_what_was_stored_of_another_period_is_not_what_this_one_has_spent() -> None:
+    assert account(spent=Spent(Period.MONTH, 5, 99)).spent(NOON).tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("day", "ends"),
+    [
+        (datetime(2026, 11, 30, 23, 59, tzinfo=UTC), datetime(2026, 12, 1, tzinfo=UTC)),
+        (datetime(2026, 12, 31, tzinfo=UTC), datetime(2027, 1, 1, tzinfo=UTC)),
+        (datetime(2028, 2, 29, tzinfo=UTC), datetime(2028, 3, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_month_ends_with_its_last_day(day: datetime, ends: datetime) -> None:
+    assert end_of(Period.MONTH, number_of(Period.MONTH, day.timestamp())) == ends.timestamp()
+    assert end_of(Period.TOTAL, number_of(Period.TOTAL, day.timestamp())) is None

@@ -1,0 +1,79 @@
+"""The limits of one key or endpoint: which one refuses, with what words and how long."""
+
+import math
+
+import pytest
+
+from gateway.access.budget import Account
+from gateway.access.quota import Now, Quota
+from gateway.types import Budget, Estimate, Limits, Period
+
+START = Now(1_000.0, 1_000_000.0)
+LATER = Now(1_061.0, 1_000_061.0)
+
+
+def refusal_of(quota: Quota, tokens: int = 10, now: Now = START) -> tuple[str, float, bool]:
+    refused = quota.refusal(tokens, now)
+    assert refused is not None
+    return refused.why, refused.seconds, refused.can_wait
+
+
+def test_each_limit_refuses_with_what_it_is_and_until_when() -> None:
+    requests = Quota("The key 'app'", Limits(requests_per_minute=1))
+    tokens = Quota("The key 'app'", Limits(tokens_per_minute=15))
+    at_once = Quota("The endpoint 'x'", Limits(concurrency=1))
+    for quota in (requests, tokens, at_once):
+        assert quota.refusal(10, START) is None
+        quota.take(10, START)
+    why, seconds, can_wait = refusal_of(requests, now=Now(1_010.0, 0.0))
+    assert why == "The key 'app' may take 1 requests a minute, and 0 are left; this request may take 1"
+    assert seconds == pytest.approx(50.01)
+    assert can_wait
+    assert refusal_of(tokens)[0].startswith("The key 'app' may take 15 tokens a minute, and 5 are left")
+    assert refusal_of(at_once)[0] == "The endpoint 'x' may have 1 requests under way at once, and 1 are"
+    assert [quota.refusal(10, LATER) is None for quota in (requests, tokens, at_once)] == [True, True, False]
+
+
+def test_what_a_request_did_not_take_is_free_for_the_next_one() -> None:
+    quota = Quota("", Limits(tokens_per_minute=100, concurrency=1))
+    hold = quota.take(100, START)
+    quota.settle(hold, 30, START)
+    assert quota.refusal(70, START) is None
+    assert refusal_of(quota, 71)[1] == pytest.approx(60.01)
+
+
+def test_what_can_never_fit_is_not_to_be_waited_for() -> None:
+    quota = Quota("", Limits(tokens_per_minute=100))
+    assert refusal_of(quota, 101)[1:] == (math.inf, False)
+    assert quota.amount(Estimate(20, 1_044)) == 100
+    assert quota.amount(Estimate(120, 1_144)) == 120
+
+
+def test_a_spent_budget_is_not_waited_for_and_a_reserved_one_is() -> None:
+    account = Account("key", Budget(tokens=100, period=Period.TOTAL), START.unix)
+    quota = Quota("The key 'app'", None, account)
+    hold = quota.take(60, START)
+    why, _, can_wait = refusal_of(quota, 50)
+    assert can_wait
+    assert "budget of 100 tokens (total), of which 0 are spent and 60 reserved" in why
+    quota.settle(hold, 60, START)
+    assert refusal_of(quota, 50)[1:] == (math.inf, False)
+
+
+def test_a_daily_budget_tells_the_seconds_until_midnight() -> None:
+    quota = Quota("", None, Account("key", Budget(tokens=10, period=Period.DAY), START.unix))
+    quota.settle(quota.take(10, START), 10, START)
+    assert refusal_of(quota)[1] == 86_400 - START.unix % 86_400
+
+
+def test_other_limits_keep_what_was_taken_and_none_forget_it() -> None:
+    quota = Quota("", Limits(requests_per_minute=2, tokens_per_minute=50))
+    hold = quota.take(50, START)
+    quota.limit(Limits(requests_per_minute=1, tokens_per_minute=60))
+    assert refusal_of(quota)[0].startswith(" may take 1 requests")
+    quota.limit(None)
+    assert quota.refusal(10**6, START) is None
+    quota.limit(Limits(tokens_per_minute=50))
+    quota.settle(hold, 10, START)
+    assert quota.refusal(50, START) is None
+    assert quota.in_flight == 0

@@ -46,7 +46,7 @@ WAITING_PASS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
 USELESS_STOP_SECONDS = 3.0
-"""For an engine that has no request to finish: vLLM does not listen to TERM while it loads, nor when it hangs."""
+"""For an engine that has no request to finish: vLLM does not listen to TERM while it loads."""
 LOG_LINES = 1000
 
 logger = structlog.get_logger()
@@ -307,7 +307,7 @@ class Supervisor:
             lines: tuple[str, ...] = ()
             if action.unit is not None:
                 if action.unit.running:
-                    await self._launcher.stop(action.id, self._grace(known))
+                    await self._launcher.stop(action.id, 0.0)
                 lines = await self._launcher.log(action.id, LOG_LINES)
                 await self._launcher.remove(action.id)
         except LauncherError:
@@ -333,8 +333,10 @@ class Supervisor:
         self._set(worker, None)
 
     def _grace(self, known: Tracked | None) -> float:
-        """Time to finish requests, for an engine that may have some."""
-        useful = known is None or (known.state in (WorkerState.READY, WorkerState.STOPPING) and known.condemned is None)
+        """Time to finish requests, for an engine that may have some; none for one that can't be trusted with them."""
+        if known is not None and known.condemned is not None:
+            return 0.0
+        useful = known is None or known.state in (WorkerState.READY, WorkerState.STOPPING)
         return self._stop_seconds if useful else min(USELESS_STOP_SECONDS, self._stop_seconds)
 
     def _unit(self, worker: str) -> Unit | None:

@@ -1,7 +1,9 @@
 """A real manager and an engine that hangs behind a green /health."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from tests.support.machine import Machine, is_running, spec
@@ -27,7 +29,11 @@ def test_a_hung_engine_is_killed_diagnosed_and_started_again(machine: Machine) -
     machine.wait_for(WorkerState.READY)
     hung = machine.pid()
     machine.add_model(faults={"hang_with_green_health": True})
-    wait_until(lambda: not is_running(hung), "the hung engine was ended", seconds=30, interval=0.05)
+    with ThreadPoolExecutor(1) as thread:
+        held = thread.submit(machine.ask_engine)
+        wait_until(lambda: not is_running(hung), "the hung engine was ended", seconds=30, interval=0.05)
+        # told to end it would have answered 200 and not a word, which nobody can tell from an answer
+        assert isinstance(held.exception(10), httpx.RemoteProtocolError | httpx.ReadError)
     machine.add_model()
     machine.wait_for_restarts(1)
     again = machine.wait_for(WorkerState.READY)

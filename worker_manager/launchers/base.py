@@ -88,7 +88,11 @@ class Launcher(Protocol):
         ...
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:
-        """TERM, then KILL after the grace; returns when it is proven to be gone. The log stays until `remove`."""
+        """TERM, then KILL after the grace; returns when it is proven to be gone. The log stays until `remove`.
+
+        Without a grace it is killed at once: an engine that can't be trusted would answer a TERM by ending its requests
+        with empty answers, which clients take for good ones.
+        """
         ...
 
     async def remove(self, unit_id: str) -> None:

@@ -140,7 +140,7 @@ class DockerLauncher:
         await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:
-        """TERM, KILL after the grace, and proof by inspection. Raises `LauncherError`."""
+        """TERM, KILL after the grace, or at once, and proof by inspection. Raises `LauncherError`."""
         await self._call(
             int(grace_seconds) + SLOW_SECONDS, lambda client: self._containers.stop(client, unit_id, grace_seconds)
         )

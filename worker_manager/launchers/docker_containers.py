@@ -120,7 +120,8 @@ class Containers:
         if found is None or not found["State"]["Running"]:
             return
         with contextlib.suppress(NotFound):
-            client.stop(found["Id"], timeout=int(grace_seconds))
+            if grace_seconds > 0:
+                client.stop(found["Id"], timeout=int(grace_seconds))
         for running in _until_gone(client, found["Id"]):
             if not running:
                 return

@@ -140,16 +140,17 @@ class ProcessLauncher:
         await asyncio.to_thread(self._spawn, unit, command, self._inherited() | home | dict(self._job_env))
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:
-        """TERM to the group, KILL after the grace; returns when no process of it is left."""
+        """TERM to the group, KILL after the grace, or at once; returns when no process of it is left."""
         file = await asyncio.to_thread(self._read, unit_id)
         if file is None:
             return
         group = processes.group_of(file.pid, file.started)
         if not await asyncio.to_thread(processes.members, group):
             return
-        processes.signal_group(group, signal.SIGTERM)
-        if await self._gone(group, grace_seconds):
-            return
+        if grace_seconds > 0:
+            processes.signal_group(group, signal.SIGTERM)
+            if await self._gone(group, grace_seconds):
+                return
         processes.signal_group(group, signal.SIGKILL)
         if not await self._gone(group, KILL_SECONDS):
             raise LauncherError(f"processes of {unit_id!r} are left {KILL_SECONDS:g} s after they were killed")

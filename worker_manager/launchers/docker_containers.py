@@ -20,6 +20,9 @@ from worker_manager.launchers.base import LauncherError, Unit, UnitKind
 
 GONE_SECONDS = 10.0
 PIDS_SECONDS = 10.0
+"""How long the list of a container's processes holds, once it is no longer YOUNG_SECONDS old."""
+YOUNG_SECONDS = 300.0
+"""While an engine loads, the process that takes GPU memory comes late; unknown, it would pass for a foreign one."""
 HTTP_CONFLICT = 409
 
 logger = structlog.get_logger()
@@ -30,7 +33,7 @@ class Containers:
 
     def __init__(self, instance: str) -> None:
         self._instance = instance
-        self._pids: dict[str, tuple[float, tuple[int, ...]]] = {}
+        self._pids: dict[str, tuple[float, str, tuple[int, ...]]] = {}
 
     def units(self, client: APIClient) -> list[Unit]:
         """All of them, running or exited."""
@@ -46,7 +49,7 @@ class Containers:
         unit = read_labels(labels, fallback_id=self._id_from_name(summary), created_at=float(summary["Created"]))
         unit = msgspec.structs.replace(unit, image=str(summary.get("ImageID") or ""))
         if state in ("running", "paused"):
-            pids = self._pids_of(client, unit) if unit.worker is not None and unit.worker.gpus else ()
+            pids = self._pids_of(client, unit, summary["Id"]) if unit.worker is not None and unit.worker.gpus else ()
             return msgspec.structs.replace(unit, running=True, pids=pids)
         facts = client.inspect_container(summary["Id"])["State"]
         return msgspec.structs.replace(
@@ -60,18 +63,18 @@ class Containers:
         name = str((summary.get("Names") or ["/"])[0]).lstrip("/")
         return name.removeprefix(f"{self._instance}-")
 
-    def _pids_of(self, client: APIClient, unit: Unit) -> tuple[int, ...]:
+    def _pids_of(self, client: APIClient, unit: Unit, container: str) -> tuple[int, ...]:
         """The container's processes as the host numbers them; asked again now and then."""
-        known = self._pids.get(unit.id)
-        if known is not None and time.monotonic() - known[0] < PIDS_SECONDS:
-            return known[1]
+        known, is_young = self._pids.get(unit.id), time.time() - unit.created_at < YOUNG_SECONDS
+        if known is not None and not is_young and known[1] == container and time.monotonic() - known[0] < PIDS_SECONDS:
+            return known[2]
         try:
             top = client.top(policy.container_name(self._instance, unit.id))
             column = top["Titles"].index("PID")
             pids = tuple(sorted(int(row[column]) for row in top["Processes"] or ()))
         except (APIError, KeyError, ValueError):
             pids = ()
-        self._pids[unit.id] = (time.monotonic(), pids)
+        self._pids[unit.id] = (time.monotonic(), container, pids)
         return pids
 
     def _find(self, client: APIClient, name: str) -> dict[str, Any] | None:

@@ -20,6 +20,9 @@ from worker_manager.engines.readiness import RUNG_SECONDS, open_client
 
 LOOKS = 6
 """Looks at the engine's figures in one interval."""
+REFUSED_SECONDS = 2.0
+"""What a question takes at least that meets no connection. An engine that was killed takes none before the launcher
+tells of its end, and that says more than that it can not be reached."""
 
 
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +77,7 @@ class Canary:
 
     async def _ask(self, client: httpx.AsyncClient) -> str:
         """What went wrong with one question; empty if it was answered."""
+        began = time.monotonic()
         try:
             async with asyncio.timeout(self._rhythm.timeout):
                 if self._route:
@@ -84,6 +88,7 @@ class Canary:
         except (TimeoutError, httpx.TimeoutException):
             return f"no answer within {self._rhythm.timeout:g} s"
         except (httpx.HTTPError, OSError) as error:
+            await asyncio.sleep(began + min(self._rhythm.timeout, REFUSED_SECONDS) - time.monotonic())
             return f"no connection ({type(error).__name__})"
         return "" if reply.is_success else f"{self._route or '/health'} answers {reply.status_code}"
 

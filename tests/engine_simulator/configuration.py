@@ -64,6 +64,8 @@ class Simulation:
     """"generate" (also speech), or "embed" (embeddings, scores and classes)."""
     seed: int = 0
     load_seconds: float = 0.05
+    import_seconds: float = 0.0
+    """Before the load, without any GPU memory: vLLM imports its libraries for so long."""
     ttft_seconds: float = 0.002
     prefill_tokens_per_second: float = 100_000.0
     tokens_per_second: float = 2000.0
@@ -91,6 +93,8 @@ class Simulation:
     hold: list[str] = field(default_factory=list)
     """An answer to a prompt with one of these in it stays without its last token for as long as it stands here."""
     faults: Faults = field(default_factory=Faults)
+    faulty_before: float | None = None
+    """Unix time: engines that start later have none of the faults, so that what replaces a broken one is well."""
 
 
 def parse(text: str) -> Simulation:
@@ -112,6 +116,7 @@ class SimulationFile:
         self._looked_at = -LOOK_AGAIN_SECONDS
         self._current = Simulation()
         self._started = False
+        self._born = time.time()
 
     def current(self) -> Simulation:
         """Give the simulation that holds; a file that is half-written, or wrong, leaves the last one in place."""
@@ -128,13 +133,18 @@ class SimulationFile:
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
             if stamp == self._stamp:
                 return
-            self._current = parse(self._path.read_text())
+            self._current = self._as_of_birth(parse(self._path.read_text()))
             self._stamp = stamp
         except FileNotFoundError:
             self._current, self._stamp = Simulation(), None
         except ConfigurationError:
             if not self._started:
                 raise
+
+    def _as_of_birth(self, found: Simulation) -> Simulation:
+        if found.faulty_before is None or self._born < found.faulty_before:
+            return found
+        return dataclasses.replace(found, faults=Faults())
 
 
 def write(folder: Path, simulation: Simulation) -> None:

@@ -58,6 +58,7 @@ class Engine:
         self._running: dict[Running, None] = {}
         self._waiting: deque[Running] = deque()
         self._changes_end = 0.0
+        self._last_figures = b""
 
     @property
     def simulation(self) -> Simulation:
@@ -143,7 +144,12 @@ class Engine:
         }
 
     def metrics_text(self) -> bytes:
-        """Give `GET /metrics`."""
+        """Give `GET /metrics`; vLLM's front hears of its figures from what hangs, so they stand still then."""
+        if not self.simulation.faults.hang_with_green_health or not self._last_figures:
+            self._last_figures = self._figures()
+        return self._last_figures
+
+    def _figures(self) -> bytes:
         capacity = max(1, self.kv_tokens(self.simulation))
         used = sum(-(-generation.tokens // BLOCK_TOKENS) * BLOCK_TOKENS for generation in self._running)
         gauges = {

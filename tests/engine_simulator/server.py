@@ -110,11 +110,12 @@ async def _load(arguments: EngineArguments, stopping: asyncio.Event) -> Engine |
     memory = GpuMemory(arguments, os.environ)
     if arguments.enable_sleep_mode and not memory.has_gpu and not os.environ.get("SIMULATOR_SLEEP_WITHOUT_GPU"):
         raise failures.EngineStartError(failures.TRACEBACKS["sleep_unsupported"])
+    if await _told_to_stop(stopping, simulation.import_seconds):
+        return None
     _log("core.py:107", "Initializing a V1 LLM engine (v0.32.0)")
     memory.claim(simulation)
     began = time.monotonic()
-    with suppress(TimeoutError):
-        await asyncio.wait_for(stopping.wait(), simulation.load_seconds + simulation.faults.slow_load)
+    if await _told_to_stop(stopping, simulation.load_seconds + simulation.faults.slow_load):
         return None
     if simulation.faults.crash_with_sleep_mode and arguments.enable_sleep_mode:
         failures.crash_at_load("sleep_allocator")
@@ -123,6 +124,14 @@ async def _load(arguments: EngineArguments, stopping: asyncio.Event) -> Engine |
     engine = Engine(arguments, file, memory, asyncio.get_running_loop())
     _report(engine, simulation, time.monotonic() - began)
     return engine
+
+
+async def _told_to_stop(stopping: asyncio.Event, seconds: float) -> bool:
+    """Whether TERM comes within so many seconds."""
+    if seconds > 0:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), seconds)
+    return stopping.is_set()
 
 
 def _report(engine: Engine, simulation: Simulation, seconds: float) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import signal
 import socket
 import time
@@ -8,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.engine_simulator.configuration import LOOK_AGAIN_SECONDS, Faults, Simulation
+from tests.engine_simulator.configuration import LOOK_AGAIN_SECONDS, Faults, Simulation, write
 from tests.support.processes import running, short_folder
 from tests.support.simulated_engine import SimulatedEngine, model_folder, running_engine, serve_command
 from tests.support.waiting import wait_until
@@ -163,3 +164,11 @@ def test_half_a_configuration_leaves_the_last_one_in_place(engine: SimulatedEngi
     order_seen = time.monotonic() + 2 * LOOK_AGAIN_SECONDS
     wait_until(lambda: time.monotonic() > order_seen, "the engine's next look at the file")
     assert chat(client).json()["usage"]["completion_tokens"] == 3
+
+
+def test_faults_may_be_for_engines_that_run_already_and_not_for_their_successors(folder: Path) -> None:
+    ordered = Simulation(faults=Faults(error_status=503), faulty_before=time.time())
+    with running_engine(folder, ordered) as engine, engine.client() as client:
+        assert chat(client).status_code == 200
+        write(engine.model, dataclasses.replace(ordered, faulty_before=time.time()))
+        wait_until(lambda: chat(client).status_code == 503, "the fault")

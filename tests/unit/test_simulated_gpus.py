@@ -1,6 +1,7 @@
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,17 @@ def test_nvml_shows_the_memory_of_other_programs(host: SimulatedHost) -> None:
     held.release()
     host.clear_foreign()
     assert read_nvml(host)["cards"][0]["used"] == 0
+
+
+def test_memory_that_is_not_given_back_stays_in_use_without_its_process(host: SimulatedHost, folder: Path) -> None:
+    flags = ["--gpu-memory-utilization", "0.5"]
+    with running_engine(folder, flags=flags, env=on_card(host, FIRST)) as engine:
+        host.linger(engine.process.pid, time.time() + 600)
+        engine.process.kill()
+        assert host.used_mib(FIRST) == read_nvml(host)["cards"][0]["used"] == 12_288
+        assert "Free memory on device cuda:0 (12/24 GiB)" in failed_start(host, folder)
+        host.linger(engine.process.pid, time.time() - 1)
+        assert host.used_mib(FIRST) == read_nvml(host)["cards"][0]["used"] == 0
 
 
 def test_nvml_without_a_host_says_that_there_is_no_driver(host: SimulatedHost, folder: Path) -> None:

@@ -1,14 +1,16 @@
 """The folder behind a simulated GPU host: cards in `host.json`, held memory in `claims/`.
 
 A process that holds GPU memory keeps `claims/NAME.json` = {"uuid", "memory_mib", "pid"} and an exclusive flock on it
-as long as it lives, so that memory comes back however it dies. A claim that nobody locks is dead. Checking and claiming
-is one step, under a flock on `host.json`. The stub libnvidia-ml.so.1 reads the same folder.
+as long as it lives, so that memory comes back however it dies. A claim that nobody locks is dead, unless its time of
+change lies in the future: until then the memory is not given back (`linger`), as drivers are seen to do. Checking and
+claiming is one step, under a flock on `host.json`. The stub libnvidia-ml.so.1 reads the same folder.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import time
 import uuid as uuids
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -107,9 +109,17 @@ def live_claims(folder: Path) -> list[Claim]:
     claims = [Claim(**use) for use in foreign]
     for path in sorted((folder / CLAIMS).glob("*.json")):
         with contextlib.suppress(FileNotFoundError, ValueError), path.open() as file:
-            if _is_locked(file.fileno()):
+            if _is_held(file.fileno()):
                 claims.append(Claim(**json.loads(file.read())))
     return claims
+
+
+def linger(folder: Path, pid: int, until: float) -> None:
+    """Let the memory of a process stay in use until a Unix time, even if the process ends before."""
+    for path in (folder / CLAIMS).glob("*.json"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            if json.loads(path.read_text())["pid"] == pid:
+                os.utime(path, (until, until))
 
 
 def used_mib(folder: Path, uuid: str) -> float:
@@ -122,7 +132,7 @@ def remove_dead_claims(folder: Path) -> None:
     for path in (folder / CLAIMS).glob("*.json"):
         with contextlib.suppress(FileNotFoundError, PermissionError):
             with path.open() as file:
-                dead = not _is_locked(file.fileno())
+                dead = not _is_held(file.fileno())
             if dead:
                 path.unlink()
 
@@ -143,7 +153,9 @@ def locked(folder: Path) -> Iterator[None]:
             os.close(file)
 
 
-def _is_locked(file: int) -> bool:
+def _is_held(file: int) -> bool:
+    if os.fstat(file).st_mtime > time.time():
+        return True
     try:
         # shared, so that two readers don't take each other for the holder
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

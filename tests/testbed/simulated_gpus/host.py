@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.testbed.simulated_gpus.claims import CLAIMS, HOST_FILE, Card, Claim, HeldClaim, live_claims, locked
+from tests.testbed.simulated_gpus.claims import CLAIMS, HOST_FILE, Card, Claim, HeldClaim, linger, live_claims, locked
 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
@@ -60,6 +60,10 @@ class SimulatedHost:
     def hold(self, uuid: str, memory_mib: float) -> HeldClaim:
         """Claim memory for the calling process, until it releases the claim or ends."""
         return HeldClaim(self.folder, uuid, memory_mib)
+
+    def linger(self, pid: int, until: float) -> None:
+        """Have the memory of a process stay in use until a Unix time, even if the process ends before."""
+        linger(self.folder, pid, until)
 
     def live_claims(self) -> list[Claim]:
         """Who holds memory now, the foreign programs included."""

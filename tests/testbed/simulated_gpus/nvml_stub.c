@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef int nvmlReturn_t;
@@ -166,11 +168,13 @@ static int add_claim(const char *object, const char *end, const char *uuid, Clai
     return strcmp(claim->uuid, uuid) ? count : count + 1;
 }
 
-/* A claim lives as long as somebody holds an exclusive lock on it. */
+/* A claim lives as long as somebody holds an exclusive lock on it, or while its time of change lies in the future. */
 static int is_alive(const char *path) {
     int file = open(path, O_RDONLY | O_CLOEXEC), alive;
+    struct stat facts;
     if (file < 0) return 0;
     alive = flock(file, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    alive = alive || (!fstat(file, &facts) && facts.st_mtime > time(NULL));
     close(file);
     return alive;
 }

@@ -1,0 +1,1 @@
+"""The trial: a real Hostler on simulated cards, mixed traffic, injected faults, and every promise watched."""

@@ -19,6 +19,7 @@ from worker_manager.launchers.base import Launcher, Unit
 from worker_manager.launchers.choice import LauncherName, choose, make_launcher
 from worker_manager.listener import check_lengths, listen
 from worker_manager.observation import Observation
+from worker_manager.prefetch import Prefetch
 from worker_manager.proofs import Proofs
 from worker_manager.settings import Settings
 from worker_manager.sleeper import Sleeper
@@ -73,8 +74,15 @@ class Manager:
             ),
             sleeper=sleeper,
             gpus=self._gpus,
-            on_units=self.downloads.observe,
+            on_units=self._listed,
             on_change=self._changed,
+        )
+        self.prefetch = Prefetch(
+            self.launcher,
+            models=settings.models,
+            enabled=settings.prefetch,
+            reserve_mib=round(settings.prefetch_reserve_gib * 1024),
+            look_again=self.supervisor.wake,
         )
         self.observation = Observation(
             generation=lambda: self.supervisor.generation,
@@ -118,11 +126,17 @@ class Manager:
             for ended in await asyncio.gather(*tasks, return_exceptions=True):
                 if isinstance(ended, Exception):
                     logger.error("loop_ended", cause=repr(ended))
+            await self.prefetch.close()
             await self.launcher.close()
             self.inventory.close()
 
     def _changed(self) -> None:
         self.observation.changed()
+
+    def _listed(self, units: list[Unit]) -> None:
+        self.downloads.observe(units)
+        if self.supervisor.generation:  # before that nobody knows what is wanted
+            self.prefetch.look(units, self.supervisor.coming())
 
     async def _gpus(self, units: dict[str, Unit]) -> tuple[Gpu, ...]:
         return attribute(await self.inventory.read(), units)

@@ -156,21 +156,26 @@ def _check_names(spec: WorkerSpec) -> None:
 
 
 def check_model_folder(spec: WorkerSpec, resolved: str | None) -> str:
-    """The model's folder with all links followed, relative to the models folder.
+    """The folder of a worker's model (see `check_resolved`). Raises `PolicyRefusal`."""
+    return check_resolved(spec.model, resolved)
+
+
+def check_resolved(model: str, resolved: str | None) -> str:
+    """A model's folder with all links followed, relative to the models folder.
 
     `resolved` is that path if the folder exists, None if not; it begins with `..` or `/` where a link leads out of the
     models folder. Raises `PolicyRefusal`.
     """
     if resolved is None:
         raise PolicyRefusal(
-            f"the model folder {spec.model!r} does not exist below the models folder",
+            f"the model folder {model!r} does not exist below the models folder",
             "put the model there, or download it first",
             FailureKind.MODEL_MISSING,
         )
     parts = PurePosixPath(resolved).parts
     if not parts or parts[0] == "/" or ".." in parts:
         raise PolicyRefusal(
-            f"the model folder {spec.model!r} is a link out of the models folder",
+            f"the model folder {model!r} is a link out of the models folder",
             "move the model into the models folder, or mount it there",
         )
     return resolved
@@ -214,9 +219,9 @@ def container_body(
         sleep=sleep,
     )
     mounts = [
-        _bind(f"{context.models_on_host}/{model}", inside, read_only=True),
-        _bind(f"{context.engines_on_host}/{spec.id}", SOCKETS_IN_ENGINE, read_only=False),
-        _bind(f"{context.cache_on_host}/{cache_folder(image)}", CACHE_IN_ENGINE, read_only=False),
+        bind_mount(f"{context.models_on_host}/{model}", inside, read_only=True),
+        bind_mount(f"{context.engines_on_host}/{spec.id}", SOCKETS_IN_ENGINE, read_only=False),
+        bind_mount(f"{context.cache_on_host}/{cache_folder(image)}", CACHE_IN_ENGINE, read_only=False),
     ]
     return {
         "Image": image,
@@ -229,13 +234,13 @@ def container_body(
         "NetworkDisabled": True,
         "StopSignal": "SIGTERM",
         "StopTimeout": int(context.stop_seconds),
-        "HostConfig": _host_config(mounts) | _worker_limits(spec, context) | {"NetworkMode": "none"},
+        "HostConfig": host_config(mounts) | _worker_limits(spec, context) | {"NetworkMode": "none"},
     }
 
 
 def job_body(job_id: str, spec: DownloadSpec, context: JobContext) -> dict[str, Any]:
     """The body of a download job's container: the one kind with a network, and without any weights but to write."""
-    mounts = [_bind(context.models_on_host, context.models_in_job, read_only=False)]
+    mounts = [bind_mount(context.models_on_host, context.models_in_job, read_only=False)]
     limits = {
         "Memory": JOB_MEMORY_BYTES,
         "MemorySwap": JOB_MEMORY_BYTES,
@@ -252,7 +257,7 @@ def job_body(job_id: str, spec: DownloadSpec, context: JobContext) -> dict[str, 
         "Labels": job_labels(job_id, spec, context.instance),
         "StopSignal": "SIGTERM",
         "StopTimeout": 10,
-        "HostConfig": _host_config(mounts) | limits,
+        "HostConfig": host_config(mounts) | limits,
     }
 
 
@@ -279,7 +284,7 @@ def job_labels(job_id: str, spec: DownloadSpec, instance: str) -> dict[str, str]
     }
 
 
-def _host_config(mounts: list[dict[str, Any]]) -> dict[str, Any]:
+def host_config(mounts: list[dict[str, Any]]) -> dict[str, Any]:
     """What every container of ours has, worker or job."""
     return {
         "AutoRemove": False,  # an exited container holds the log that says why
@@ -319,7 +324,7 @@ def _worker_limits(spec: WorkerSpec, context: PolicyContext) -> dict[str, Any]:
     return limits
 
 
-def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
+def bind_mount(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
     """A bind mount; as a `Mount` and not a `Bind`, so that a missing source is an error and not a new folder.
 
     No propagation is named: Docker Engine wants another one for its own volumes than for the rest of the disk, and

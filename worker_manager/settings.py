@@ -78,6 +78,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Longest time for an engine to fall asleep; the first time it copies its weights into main memory."""
     wake_seconds: float = 300
     """Longest time for an engine to wake until it answers as before; from level 2 it reads its weights again."""
+    prefetch: bool = True
+    """Read a model's weights into the page cache while its worker still waits for others to make room."""
+    prefetch_reserve_gib: float = 4
+    """Main memory that reading ahead leaves alone."""
     canary_seconds: float = 60
     """How often a ready engine without traffic is asked for one token; 0: never."""
     canary_timeout_seconds: float = 30

@@ -154,6 +154,18 @@ class Supervisor:
         """MiB that a worker holds on each card this instant, as far as NVML tells."""
         return room.held(await self._read_gpus(self._units), worker)
 
+    def coming(self) -> tuple[str, ...]:
+        """Models whose weights will be read: of workers on their way up, then of those that wait for room."""
+        if self._desired is None:
+            return ()
+        states = {worker: known.state for worker, known in self._tracked.items()}
+        starts = [
+            spec.model
+            for spec in self._desired.workers
+            if spec.id not in self._desired.residencies and states.get(spec.id, WorkerState.WAITING) in life.COMING
+        ]
+        return tuple(dict.fromkeys((*starts, *self._desired.soon)))
+
     async def log(self, worker: str, lines: int) -> tuple[str, ...] | None:
         """The last lines of a worker's log; those of its last death if it has no unit; None if unknown."""
         known = self._tracked.get(worker)

@@ -40,6 +40,8 @@ ALIVE = frozenset(
     {WorkerState.LOADING, WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP, WorkerState.WAKING}
 )
 """States in which a unit runs."""
+COMING = frozenset({WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING})
+"""States in which its weights are not loaded yet."""
 SERVED = ALIVE - {WorkerState.LOADING}
 """States that a worker reaches only after it was found to generate."""
 RECYCLED_KINDS = frozenset({FailureKind.SLEEP_FAILED, FailureKind.WAKE_FAILED})

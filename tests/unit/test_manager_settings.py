@@ -21,6 +21,7 @@ def test_every_field_is_read_from_the_environment() -> None:
         "log_format": "console",
         "offline": "1",
         "sleep": "0",
+        "prefetch": "0",
         "engine_env": "A=1",
         "instance": "other",
     }

@@ -28,6 +28,7 @@ from tests.support.planning import (
 from worker_manager.contract import WORKER_ID_PATTERN, Residency, SleepFacts, WorkerSpec, WorkerState
 
 CARD = 20_000
+LIGHT = (Residency.ASLEEP_1,)
 
 
 def reasons(decided: Plan, verb: Verb) -> str:
@@ -247,6 +248,19 @@ def test_min_workers_are_never_evicted_even_where_the_endpoint_has_more() -> Non
 def test_nothing_is_evicted_where_it_would_not_free_enough() -> None:
     before = with_fields(crowd(), "a", promise_mib=CARD + 1)
     assert drained(before, plan(before)) == set()
+
+
+def test_while_room_is_being_made_the_weights_of_who_waits_may_be_read() -> None:
+    waits = endpoint(
+        "b", template=msgspec.structs.replace(template("b", 10_000), model="local/b"), **waiting(), sleep=LIGHT
+    )
+    full = situation([endpoint("a"), waits], [worker("a", 1, "c", in_flight=1)], c=12_000)
+    assert plan(full).soon == ("local/b",)
+    free = situation([endpoint("a"), waits], [], c=12_000)
+    assert plan(free).soon == ()
+    slept = worker("b", 1, "c", template=waits.template, state=WorkerState.ASLEEP, asked=Residency.ASLEEP_1)
+    asleep = situation([endpoint("a"), waits], [worker("a", 1, "c", in_flight=1), slept], c=12_000)
+    assert plan(asleep).soon == (), "it most likely wakes"
 
 
 def test_while_room_is_being_made_nobody_else_is_evicted() -> None:

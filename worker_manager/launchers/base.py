@@ -35,6 +35,8 @@ class UnitKind(StrEnum):
 
     WORKER = "worker"
     JOB = "job"
+    READER = "reader"
+    """Reads a model's weights into the page cache."""
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +54,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """Created only: whoever was starting it ended between the two steps."""
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
+    model: str = ""
+    """What a reader reads, relative to the models folder."""
     generation: int = 0
     image: str = ""
     """The image's digest; empty for a process."""
@@ -85,6 +89,13 @@ class Launcher(Protocol):
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
         """Create and start the download job's unit."""
+        ...
+
+    async def start_reader(self, reader_id: str, model: str, reserve_mib: int) -> None:
+        """Create and start the unit that reads a model's weights, and leaves so much of the memory alone.
+
+        Raises `LauncherError`.
+        """
         ...
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:

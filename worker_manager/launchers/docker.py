@@ -22,7 +22,7 @@ import structlog
 from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 
-from worker_manager import policy
+from worker_manager import policy, reader_policy
 from worker_manager.contract import DownloadSpec, WorkerSpec
 from worker_manager.launchers import docker_containers, host_paths, model_folder
 from worker_manager.launchers.base import (
@@ -137,6 +137,27 @@ class DockerLauncher:
         )
         body = policy.job_body(job_id, spec, context)
         name = policy.container_name(self._settings.instance, job_id)
+        await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
+
+    async def start_reader(self, reader_id: str, model: str, reserve_mib: int) -> None:
+        """A container of the manager's own image with the model's folder alone. Raises `LauncherError`."""
+        place = await self._where()
+        if place.image is None:
+            raise LauncherError("weights are read ahead by the manager's own image: run the manager as a container")
+        resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, model)
+        context = reader_policy.ReaderContext(
+            instance=self._settings.instance,
+            image=place.image,
+            models_on_host=place.models,
+            uid=place.uid,
+            gid=place.gid,
+            memory_bytes=engine_memory_bytes(self._settings.engine_memory_gib),
+        )
+        try:
+            body = reader_policy.reader_body(reader_id, model, context, resolved=resolved, reserve_mib=reserve_mib)
+        except policy.PolicyRefusal as refusal:
+            raise LauncherError(refusal.message) from refusal
+        name = policy.container_name(self._settings.instance, reader_id)
         await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:

@@ -157,10 +157,13 @@ class Containers:
 
 def read_labels(labels: Mapping[str, str], *, fallback_id: str, created_at: float) -> Unit:
     """A container's labels as a unit; one whose labels can't be read has no description, and harms no other."""
-    kind = UnitKind.JOB if labels.get(policy.LABEL_KIND) == UnitKind.JOB else UnitKind.WORKER
+    told = labels.get(policy.LABEL_KIND)
+    kind = UnitKind(told) if told in (UnitKind.JOB, UnitKind.READER) else UnitKind.WORKER
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
     spec = labels.get(policy.LABEL_SPEC, "")
+    if kind is UnitKind.READER:
+        return Unit(id=fallback_id, kind=kind, running=False, created_at=created_at, model=spec)
     try:
         if kind is UnitKind.WORKER:
             worker = msgspec.json.decode(spec, type=WorkerSpec)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from worker_manager import policy
+from worker_manager import policy, reader_policy
 from worker_manager.contract import ENGINE_SOCKET, DownloadSpec, WorkerSpec
 from worker_manager.engines import sleep_rules, vllm
 from worker_manager.launchers import model_folder, processes
@@ -49,6 +49,7 @@ class UnitFile(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 0
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
+    model: str = ""
 
 
 class ProcessLauncher:
@@ -138,6 +139,21 @@ class ProcessLauncher:
             "HF_HOME": str(self._settings.run / "hub"),
         }
         await asyncio.to_thread(self._spawn, unit, command, self._inherited() | home | dict(self._job_env))
+
+    async def start_reader(self, reader_id: str, model: str, reserve_mib: int) -> None:
+        """Start the reader as a child. Raises `LauncherError`."""
+        unit = UnitFile(
+            id=reader_id,
+            instance=self._settings.instance,
+            kind=UnitKind.READER,
+            pid=0,
+            started=0,
+            created_at=time.time(),
+            model=model,
+        )
+        words = reader_policy.reader_words(str(self._settings.models / model), reserve_mib)
+        env = self._inherited() | {"PYTHONPATH": PACKAGE_FOLDER}
+        await asyncio.to_thread(self._spawn, unit, (sys.executable, *words), env)
 
     async def stop(self, unit_id: str, grace_seconds: float) -> None:
         """TERM to the group, KILL after the grace, or at once; returns when no process of it is left."""
@@ -310,6 +326,7 @@ class ProcessLauncher:
             exit_code=None if running else self._exits.get((file.pid, file.started)),
             worker=file.worker,
             download=file.download,
+            model=file.model,
             generation=file.generation,
             pids=pids,
         )

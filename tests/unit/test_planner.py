@@ -258,7 +258,7 @@ def test_while_room_is_being_made_the_weights_of_who_waits_may_be_read() -> None
     assert plan(full).soon == ("local/b",)
     free = situation([endpoint("a"), waits], [], c=12_000)
     assert plan(free).soon == ()
-    slept = worker("b", 1, "c", template=waits.template, state=WorkerState.ASLEEP, asked=Residency.ASLEEP_1)
+    slept = worker("b", 1, "c", template=its, state=WorkerState.ASLEEP, asked=Residency.ASLEEP_1)
     asleep = situation([endpoint("a"), waits], [worker("a", 1, "c", in_flight=1), slept], c=12_000)
     assert plan(asleep).soon == (), "it most likely wakes"
 

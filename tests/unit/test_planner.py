@@ -251,9 +251,8 @@ def test_nothing_is_evicted_where_it_would_not_free_enough() -> None:
 
 
 def test_while_room_is_being_made_the_weights_of_who_waits_may_be_read() -> None:
-    waits = endpoint(
-        "b", template=msgspec.structs.replace(template("b", 10_000), model="local/b"), **waiting(), sleep=LIGHT
-    )
+    its = msgspec.structs.replace(template("b", 10_000), model="local/b")
+    waits = endpoint("b", template=its, **waiting(), sleep=LIGHT)
     full = situation([endpoint("a"), waits], [worker("a", 1, "c", in_flight=1)], c=12_000)
     assert plan(full).soon == ("local/b",)
     free = situation([endpoint("a"), waits], [], c=12_000)

@@ -11,9 +11,10 @@ from gateway.endpoints.registry import Registry
 from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
 from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
-from gateway.errors import GatewayError, sentences
+from gateway.errors import sentences
 from gateway.memory.host import cpu_need
 from gateway.memory.plan import Unfit
+from gateway.model_facts import Found, ModelsSeen
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.types import WantedEndpoint
@@ -29,8 +30,6 @@ from worker_manager.contract import (
     WorkerState,
 )
 
-FACTS_SECONDS = 2.0
-"""A model's files are looked at again after this long at the earliest: planning must not mean reading folders."""
 RUNGS = {
     "auto": (Residency.ASLEEP_1,),
     "level2": (Residency.ASLEEP_1, Residency.ASLEEP_2),
@@ -50,25 +49,19 @@ class Catalogue:
         self._registry = registry
         self._sizes = sizes
         self._earlier_sizes = sizes.apart()
-        self._clock = clock
-        self._facts: dict[tuple[str, str | None], tuple[float, ModelFacts | None, str]] = {}
+        self._seen = ModelsSeen(registry, clock)
 
     def forget(self) -> None:
         """Look at all files afresh: something has changed."""
-        self._facts.clear()
+        self._seen.forget()
 
-    def facts(self, spec: EndpointSpec) -> tuple[ModelFacts | None, str]:
+    async def look(self) -> None:
+        """Look at the files of all models beside the event loop, where that was not done just now."""
+        await self._seen.look(self._specs())
+
+    def facts(self, spec: EndpointSpec) -> Found:
         """A model's files, or None and why not."""
-        key = (spec.model, spec.revision)
-        cached = self._facts.get(key)
-        if cached is not None and self._clock() - cached[0] < FACTS_SECONDS:
-            return cached[1], cached[2]
-        try:
-            found, why = self._registry.facts(spec), "its model is not downloaded yet"
-        except GatewayError as problem:
-            found, why = None, problem.message
-        self._facts[key] = (self._clock(), found, why)
-        return found, why
+        return self._seen.of(spec)
 
     def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
         """Every endpoint for the planner, sized for this machine and without its demand."""

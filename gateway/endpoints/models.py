@@ -15,26 +15,34 @@ CONFIG_LIMIT = 4 * 1024 * 1024
 """Bytes; a larger config.json is not one."""
 
 
+class UnreadError(Exception):
+    """The model's headers were not read yet, or have changed since."""
+
+
 class ModelsFolder:
-    """Looks into the models folder; never writes."""
+    """Looks into the models folder; never writes. May be asked from any thread."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._read: dict[str, tuple[tuple[Stamp, dict[str, Any]], ModelFacts]] = {}
 
-    def find(self, spec: EndpointSpec) -> ModelFacts | None:
+    def find(self, spec: EndpointSpec, *, quick: bool = False) -> ModelFacts | None:
         """The files of an endpoint's model; None if a hub model has not been downloaded yet.
 
-        Raises BadRequest where a local folder is missing or is no model, or its files can't be read.
+        The first time, and after a change, that reads index and headers: a second for a large model. With `quick` it
+        raises UnreadError then. Raises BadRequest where a local folder is missing or is no model, or its files can't be
+        read.
         """
         try:
-            return self._local(spec.model) if spec.is_local() else self._hub(spec.model, spec.revision or "main")
+            found = self._local(spec.model) if spec.is_local() else self._hub(spec.model, spec.revision or "main")
+            return self._facts(*found, quick=quick) if found is not None else None
         except (OSError, UnicodeDecodeError) as problem:
             # a link to nowhere, a folder without permission: the message must not tell where the folder lies
             why = problem.strerror if isinstance(problem, OSError) else "a file is not text"
             raise BadRequest(f"The files of '{spec.model}' cannot be read ({why})", param="model") from problem
 
-    def _local(self, model: str) -> ModelFacts:
+    def _local(self, model: str) -> tuple[str, Path]:
+        """Its path as the manager wants it, and its folder."""
         name = model.removeprefix("local/")
         folder = self._folder / "local" / name
         if not folder.is_dir():
@@ -45,7 +53,7 @@ class ModelsFolder:
                 "repository",
                 param="model",
             )
-        return self._facts(model, folder)
+        return model, folder
 
     def _local_names(self) -> list[str]:
         try:
@@ -53,7 +61,7 @@ class ModelsFolder:
         except OSError:
             return []
 
-    def _hub(self, model: str, revision: str) -> ModelFacts | None:
+    def _hub(self, model: str, revision: str) -> tuple[str, Path] | None:
         if COMMIT.fullmatch(revision) and (self._folder / "hub" / model / revision).is_dir():
             reference = revision
         else:
@@ -65,9 +73,9 @@ class ModelsFolder:
             return None
         path = f"hub/{model}/{reference}"
         folder = self._folder / path
-        return self._facts(path, folder) if folder.is_dir() else None
+        return (path, folder) if folder.is_dir() else None
 
-    def _facts(self, path: str, folder: Path) -> ModelFacts:
+    def _facts(self, path: str, folder: Path, *, quick: bool) -> ModelFacts:
         config = folder / "config.json"
         try:
             if config.stat().st_size > CONFIG_LIMIT:
@@ -87,6 +95,8 @@ class ModelsFolder:
         known = self._read.get(path)
         if known is not None and known[0] == (files.stamp, values):
             return known[1]
+        if quick:
+            raise UnreadError
         shape = read_shape(values)
         facts = ModelFacts(path=path, weights=files.sum_up(shape), shape=shape, revision=files.revision(path))
         self._read[path] = ((files.stamp, values), facts)

@@ -1,6 +1,7 @@
 """All endpoints in memory, by every name they answer to; the only writer of the endpoint store."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -15,7 +16,7 @@ from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore, shown
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts, RolledBack
-from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
+from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
 from worker_manager.contract import Failure, HostFacts
 
@@ -93,8 +94,24 @@ class Registry:
         return self._endpoints[name].spec
 
     def facts(self, spec: EndpointSpec) -> ModelFacts | None:
-        """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
+        """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder.
+
+        May be asked from any thread; see `look`.
+        """
         return self._models.find(spec)
+
+    def glance(self, spec: EndpointSpec) -> ModelFacts | None:
+        """The same without reading what takes long. Raises UnreadError, BadRequest."""
+        return self._models.find(spec, quick=True)
+
+    async def look(self, spec: EndpointSpec, patch: dict[str, Any] | None = None) -> None:
+        """Read the model's files beside the event loop, so that whoever asks for them next need not.
+
+        `patch`: fields that are to replace the spec's. What is wrong with either is for the one who asks.
+        """
+        with contextlib.suppress(GatewayError, msgspec.ValidationError):
+            changed = msgspec.convert(msgspec.to_builtins(spec) | (patch or {}), EndpointSpec)
+            await asyncio.to_thread(self.facts, changed)
 
     def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
         """A new endpoint's spec with what depends on the machine filled in. Raises BadRequest, Conflict."""

@@ -43,6 +43,7 @@ class EndpointRoutes(Controller):
     ) -> EndpointView:
         """Register an endpoint; its model is downloaded now where it must be, its workers start on demand."""
         spec = await read(request, EndpointSpec)
+        await registry.look(spec)
         checked = registry.checked(spec, host())
         await prepare(checked)
         endpoint = await registry.add(checked)
@@ -73,6 +74,7 @@ class EndpointRoutes(Controller):
     ) -> EndpointView:
         """Change some fields; workers that no longer fit serve until their successors do."""
         fields = await read(request, dict[str, Any])
+        await registry.look(registry.get(name.lstrip("/")).spec, fields)
         checked = registry.merged(name.lstrip("/"), fields, host())
         await prepare(checked)
         is_served_anew = not fields.keys().isdisjoint(SERVING_FIELDS)

@@ -46,6 +46,10 @@ TICK_SECONDS = 1.0
 class Catalogue(Protocol):
     """What the scheduler has to know of the endpoints."""
 
+    async def look(self) -> None:
+        """Look at what `wanted` depends on and takes long to find out, beside the event loop."""
+        ...
+
     def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
         """Every endpoint with its template, sized for this machine; demand is filled in by the scheduler."""
         ...
@@ -162,6 +166,7 @@ class Scheduler:
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
             after = observed.version
+            await self._catalogue.look()
             self._take(observed)
             await self._failures.learn(observed.workers, observed.host)
 
@@ -220,6 +225,7 @@ class Scheduler:
 
     async def _step(self) -> float:
         self._wake.clear()
+        await self._catalogue.look()
         self._demand.tick()
         if self.observed is None:
             return TICK_SECONDS

@@ -49,6 +49,7 @@ from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
 from gateway.proxy import canary
 from gateway.proxy.call import request_id
+from gateway.proxy.hygiene import Hygiene, limits_of
 from gateway.proxy.pool import Pool
 from gateway.proxy.probe import Prober
 from gateway.proxy.relay import Relay
@@ -125,6 +126,7 @@ class Gateway:
             self.metrics,
             RequestLog(settings.log_level, settings.log_format),
             self.recorder.record,
+            hygiene=Hygiene(limits_of(settings)),
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
             queue_seconds=settings.queue_seconds,

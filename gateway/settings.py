@@ -8,10 +8,23 @@ from typing import Literal
 import msgspec
 
 from gateway.addresses import is_network
+from gateway.types import Allowable
 
 PREFIX = "HOSTLER_"
 SOCKET_PATH_LIMIT = 107
 """Bytes that fit into a Unix socket's address on Linux (sun_path less its final zero)."""
+
+
+POSITIVE = (
+    "max_body_mib",
+    "max_header_kib",
+    "max_waiting",
+    "sign_ins_per_minute",
+    "usage_days",
+    "max_n",
+    "max_schema_kib",
+    "max_json_depth",
+)
 
 
 class SettingsError(ValueError):
@@ -65,6 +78,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds an engine has for the first byte of its answer before 504."""
     stall_seconds: float = 300
     """Seconds of silence after which a running stream counts as broken."""
+    allow: str = ""
+    """What requests may ask of engines although it endangers them, names with commas between (docs/configure.md)."""
+    max_n: int = 128
+    """Most completions of one prompt (`n`, `best_of`)."""
+    max_logprobs: int = 20
+    """Most alternatives to each token whose probabilities are told (`logprobs`, `top_logprobs`)."""
+    max_tokens: int = 0
+    """Most tokens of an answer that a request may ask for; 0: as many as fit the engine's context."""
+    max_schema_kib: int = 256
+    """Largest JSON schema, list of tools, grammar or expression in a request, KiB."""
+    max_json_depth: int = 64
+    """Most arrays and objects of a body that may stand in each other."""
     gpu_margin_mib: int = 512
     """MiB of each GPU that are never promised to a worker."""
     sign_ins_per_minute: int = 60
@@ -80,6 +105,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def proxies(self) -> list[str]:
         """The trusted proxies, each an address or a network."""
         return [proxy.strip() for proxy in self.trusted_proxies.split(",") if proxy.strip()]
+
+    def allowed(self) -> frozenset[Allowable]:
+        """What is allowed for all endpoints. Raises ValueError for a name that is none."""
+        return frozenset(Allowable(name.strip()) for name in self.allow.split(",") if name.strip())
 
     def manager_socket(self) -> Path:
         """Where the worker manager listens."""
@@ -127,7 +156,7 @@ def _check(settings: Settings) -> None:
     require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
     require("admin_key", settings.admin_key.isascii() and settings.admin_key.isprintable(), "must be plain ASCII")
     require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
-    for name in ("max_body_mib", "max_header_kib", "max_waiting", "sign_ins_per_minute", "usage_days"):
+    for name in POSITIVE:
         require(name, getattr(settings, name) > 0, "must be greater than 0")
     for field in msgspec.structs.fields(Settings):
         if field.name.endswith("_seconds"):
@@ -135,6 +164,12 @@ def _check(settings: Settings) -> None:
             require(field.name, 0 < seconds < math.inf, "must be a number of seconds greater than 0")
     require("sleep_memory_mib", (settings.sleep_memory_mib or 0) >= 0, "must not be negative")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
+    require("max_logprobs", settings.max_logprobs >= 0, "must not be negative")
+    require("max_tokens", settings.max_tokens >= 0, "must not be negative")
+    try:
+        settings.allowed()
+    except ValueError as problem:
+        raise SettingsError(f"HOSTLER_ALLOW: {problem}; there are {', '.join(Allowable)}") from None
     for proxy in settings.proxies():
         require("trusted_proxies", is_network(proxy), f"names {proxy!r}, which is neither an address nor a network")
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")

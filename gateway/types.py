@@ -15,6 +15,22 @@ class Scope(StrEnum):
     METRICS = "metrics"
 
 
+class Allowable(StrEnum):
+    """What requests may not ask of an engine unless it is allowed (`proxy/hygiene.py` says why)."""
+
+    CHAT_TEMPLATE = "chat_template"
+    CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
+    EMBEDS = "embeds"
+    GRAMMAR = "grammar"
+    LOGITS_PROCESSORS = "logits_processors"
+    LORA_PATH = "lora_path"
+    MEDIA_URLS = "media_urls"
+    MM_PROCESSOR_KWARGS = "mm_processor_kwargs"
+    PROMPT_LOGPROBS = "prompt_logprobs"
+    TRANSFER_PARAMS = "transfer_params"
+    VLLM_XARGS = "vllm_xargs"
+
+
 class Priority(IntEnum):
     """How long a request may be kept behind others: the lower number goes first."""
 

@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.weights import Weights
-from gateway.types import Limits
+from gateway.types import Allowable, Limits
 from worker_manager.contract import Failure, FlagValue
 
 # \Z and not $, which would let a line feed in at the end
@@ -45,6 +45,8 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     limits: Limits | None = None
     """What all keys together may take of it."""
     aliases: tuple[Name, ...] = ()
+    allow: tuple[Allowable, ...] = ()
+    """What requests may ask of its engines although it endangers them."""
     labels: dict[str, str] = {}
 
     def is_local(self) -> bool:

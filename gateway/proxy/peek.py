@@ -1,7 +1,7 @@
 """The few fields of a request that routing needs, read without building the body. Pure."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -10,7 +10,7 @@ from gateway.errors import BadRequest
 
 FORM_FIELD = re.compile(
     rb"\r\nContent-Disposition: *form-data; *"
-    rb'name=(?:"(?P<quoted>model|stream)"|(?P<bare>model|stream)(?=[;\s]))[^\r\n]*'
+    rb'name=(?:"(?P<quoted>model|stream|n|vllm_xargs)"|(?P<bare>model|stream|n|vllm_xargs)(?=[;\s]))[^\r\n]*'
     rb"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n",
     re.IGNORECASE,
 )
@@ -22,6 +22,79 @@ PREFIX_LIMIT = 64 * 1024
 
 ABSENT = msgspec.Raw()
 """What a field is that was not sent."""
+
+
+class Fields(msgspec.Struct, frozen=True):
+    """The fields of every dialect; a Raw is a view into the body: nothing is copied, nothing is built."""
+
+    model: str | None = None
+    stream: bool | None = None
+    instructions: msgspec.Raw = ABSENT
+    system: msgspec.Raw = ABSENT
+    messages: msgspec.Raw = ABSENT
+    prompt: msgspec.Raw = ABSENT
+    input: msgspec.Raw = ABSENT
+    stream_options: msgspec.Raw = ABSENT
+    # from here on what could endanger an engine: each name has a rule in hygiene.py; what many requests have first
+    max_tokens: msgspec.Raw = ABSENT
+    max_completion_tokens: msgspec.Raw = ABSENT
+    n: msgspec.Raw = ABSENT
+    stop: msgspec.Raw = ABSENT
+    tools: msgspec.Raw = ABSENT
+    response_format: msgspec.Raw = ABSENT
+    allowed_token_ids: msgspec.Raw = ABSENT
+    bad_words: msgspec.Raw = ABSENT
+    best_of: msgspec.Raw = ABSENT
+    chat_template: msgspec.Raw = ABSENT
+    chat_template_kwargs: msgspec.Raw = ABSENT
+    data_1: msgspec.Raw = ABSENT
+    data_2: msgspec.Raw = ABSENT
+    documents: msgspec.Raw = ABSENT
+    ec_transfer_params: msgspec.Raw = ABSENT
+    echo: msgspec.Raw = ABSENT
+    functions: msgspec.Raw = ABSENT
+    guided_choice: msgspec.Raw = ABSENT
+    guided_grammar: msgspec.Raw = ABSENT
+    guided_json: msgspec.Raw = ABSENT
+    guided_regex: msgspec.Raw = ABSENT
+    items: msgspec.Raw = ABSENT
+    kv_transfer_params: msgspec.Raw = ABSENT
+    logit_bias: msgspec.Raw = ABSENT
+    logits_processors: msgspec.Raw = ABSENT
+    logprob_token_ids: msgspec.Raw = ABSENT
+    logprobs: msgspec.Raw = ABSENT
+    lora_path: msgspec.Raw = ABSENT
+    lora_request: msgspec.Raw = ABSENT
+    max_output_tokens: msgspec.Raw = ABSENT
+    media_io_kwargs: msgspec.Raw = ABSENT
+    min_tokens: msgspec.Raw = ABSENT
+    mm_processor_kwargs: msgspec.Raw = ABSENT
+    output_config: msgspec.Raw = ABSENT
+    prompt_embeds: msgspec.Raw = ABSENT
+    prompt_logprobs: msgspec.Raw = ABSENT
+    queries: msgspec.Raw = ABSENT
+    query: msgspec.Raw = ABSENT
+    stop_sequences: msgspec.Raw = ABSENT
+    stop_token_ids: msgspec.Raw = ABSENT
+    structural_tag: msgspec.Raw = ABSENT
+    structured_outputs: msgspec.Raw = ABSENT
+    text: msgspec.Raw = ABSENT
+    text_1: msgspec.Raw = ABSENT
+    text_2: msgspec.Raw = ABSENT
+    thinking_token_budget: msgspec.Raw = ABSENT
+    top_k: msgspec.Raw = ABSENT
+    top_logprobs: msgspec.Raw = ABSENT
+    truncate_prompt_tokens: msgspec.Raw = ABSENT
+    vllm_xargs: msgspec.Raw = ABSENT
+
+
+ROUTING, COMMON = 8, 6
+"""Fields that routing needs; of the rest, which are watched, those that are common."""
+WATCHED = Fields.__struct_fields__[ROUTING:]
+NOTHING: tuple[Any, ...] = (ABSENT,) * len(WATCHED)
+"""The watched fields of a request that has none of them."""
+
+as_tuple = msgspec.structs.astuple
 
 
 class Peek(NamedTuple):
@@ -36,19 +109,9 @@ class Peek(NamedTuple):
     """
     stream_options: msgspec.Raw = ABSENT
     """As it stands in the body, which it keeps alive."""
-
-
-class Fields(msgspec.Struct, frozen=True):
-    """The fields of every dialect; a Raw is a view into the body: nothing is copied, nothing is built."""
-
-    model: str | None = None
-    stream: bool | None = None
-    instructions: msgspec.Raw = ABSENT
-    system: msgspec.Raw = ABSENT
-    messages: msgspec.Raw = ABSENT
-    prompt: msgspec.Raw = ABSENT
-    input: msgspec.Raw = ABSENT
-    stream_options: msgspec.Raw = ABSENT
+    fields: Fields = Fields()
+    """All that was looked for; absent ones are ABSENT."""
+    is_form: bool = False
 
 
 decode_fields = msgspec.json.Decoder(Fields).decode
@@ -59,12 +122,13 @@ def peek(body: bytes, content_type: bytes) -> Peek:
 
     Raises BadRequest for a body that is neither, or names no model.
     """
-    found = _peek_form(body) if is_form(content_type) else _peek_json(body)
+    form = is_form(content_type)
+    found = _peek_form(body) if form else _peek_json(body)
     if not found.model:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
         )
-    return Peek(found.model, bool(found.stream), _prefix(found), found.stream_options)
+    return Peek(found.model, bool(found.stream), _prefix(found), found.stream_options, found, form)
 
 
 def is_form(content_type: bytes) -> bool:
@@ -81,7 +145,8 @@ def _peek_json(body: bytes) -> Fields:
 def _peek_form(body: bytes) -> Fields:
     fields = {(quoted or bare).lower(): value.strip() for quoted, bare, value in FORM_FIELD.findall(body)}
     model = fields.get(b"model", b"").decode("utf-8", "replace")
-    return Fields(model=model or None, stream=fields.get(b"stream") in TRUE)
+    watched = {name.decode(): msgspec.Raw(fields[name]) for name in (b"n", b"vllm_xargs") if fields.get(name)}
+    return Fields(model=model or None, stream=fields.get(b"stream") in TRUE, **watched)
 
 
 def _prefix(fields: Fields) -> bytes:

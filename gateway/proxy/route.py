@@ -20,10 +20,11 @@ from gateway.metrics import Metrics
 from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.estimate import estimate
+from gateway.proxy.hygiene import Hygiene
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
-from gateway.types import Estimate, Principal, Scope, Used, Wish
+from gateway.types import Allowable, Estimate, Principal, Scope, Used, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +59,11 @@ class Target(Protocol):
     @property
     def name(self) -> str:
         """Its own name, whatever it was called by."""
+        ...
+
+    @property
+    def allow(self) -> tuple[Allowable, ...]:
+        """What its requests may ask of an engine although it endangers one."""
         ...
 
 
@@ -120,6 +126,7 @@ class InferenceEntry:
         request_log: RequestLog,
         record: Callable[[Used], None],
         *,
+        hygiene: Hygiene,
         max_body_bytes: int,
         body_seconds: float,
         queue_seconds: float,
@@ -132,6 +139,7 @@ class InferenceEntry:
         self._metrics = metrics
         self._log = request_log
         self._record = record
+        self._hygiene = hygiene
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._queue_seconds = queue_seconds
@@ -187,7 +195,9 @@ class InferenceEntry:
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
         call.stream, call.wish = asked.stream, Wish(asked.prefix, priority)
-        call.endpoint = self._resolve(asked.model, principal.may_use).name
+        target = self._resolve(asked.model, principal.may_use)
+        call.endpoint = target.name
+        self._hygiene.check(asked, call.body, call.path, target.allow)
         call.metered = True
         if asked.stream and call.path in USAGE_OPTION_ROUTES:
             call.body, call.hides_usage = with_usage(call.body, asked)

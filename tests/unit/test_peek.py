@@ -133,7 +133,7 @@ ANYTHING = st.recursive(
 @given(st.binary() | ANYTHING.map(msgspec.json.encode), TYPES)
 def test_any_body_gives_a_model_or_a_refusal_and_nothing_else(body: bytes, content_type: bytes) -> None:
     try:
-        model, stream, prefix, _ = peek(body, content_type)
+        model, stream, prefix, *_ = peek(body, content_type)
     except BadRequest:
         return
     assert model

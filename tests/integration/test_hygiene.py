@@ -1,0 +1,103 @@
+"""Dangerous requests never reach an engine, and what an operator allows does; no other route of an engine is there."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.stack import Stack, chat, running_stack
+
+URL = "http://169.254.169.254/latest/meta-data"
+
+# vLLM's routes (docs/usage/security.md and its routers), but for those that are forwarded
+ENGINE_ROUTES = """
+POST /abort_requests, POST /classify, POST /collective_rpc, GET /docs, GET /get_world_size, GET /health,
+POST /inference/v1/generate, POST /init_weight_transfer_engine, POST /invocations,
+GET /is_paused, GET /is_scaling_elastic_ep, GET /is_sleeping,
+GET /load, GET /openapi.json, POST /pause, GET /ping, POST /ping, POST /pooling, GET /redoc, POST /rerank,
+POST /reset_encoder_cache, POST /reset_mm_cache, POST /reset_prefix_cache, POST /resume, POST /scale_elastic_ep,
+POST /score, GET /server_info, POST /sleep, POST /start_profile, POST /stop_profile, GET /tokenizer_info,
+POST /update_weights, POST /v1/chat/completions/batch, POST /v1/chat/completions/render, POST /v1/completions/render,
+POST /v1/load_lora_adapter, POST /v1/unload_lora_adapter, POST /v2/embed, POST /v2/rerank, GET /version,
+POST /wake_up, POST /generative_scoring, GET /v1/realtime, POST /V1/chat/completions,
+POST /v1/../sleep, POST //sleep, POST /v1/chat/completions/../../../sleep, POST /%73leep
+"""
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running_stack({"HOSTLER_ALLOW": "vllm_xargs", "HOSTLER_MAX_TOKENS": "1000"}) as started:
+        started.endpoint("careful", aliases=["also-careful"])
+        started.endpoint("trusting", allow=["chat_template"])
+        yield started
+
+
+def ask(stack: Stack, name: str, **fields: Any) -> httpx.Response:
+    return stack.client.post("/v1/chat/completions", json={**chat(name), **fields})
+
+
+def seen(stack: Stack, name: str) -> int:
+    """Requests that an endpoint's engines have got."""
+    return sum(stack.engine_stats(worker["id"])["requests"] for worker in stack.status(name)["workers"])
+
+
+def test_what_endangers_an_engine_is_refused_before_one_is_even_started(stack: Stack) -> None:
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]}
+    for name in ("careful", "also-careful"):
+        for param, fields in {
+            "chat_template": {"chat_template": "{{ 1 }}"},
+            "messages[0].content[0].image_url.url": {"messages": [image]},
+            "max_tokens": {"max_tokens": 1001},
+            "n": {"n": 1_000_000},
+        }.items():
+            for stream in (False, True):
+                answer = ask(stack, name, stream=stream, **fields)
+                error = answer.json()["error"]
+                assert (answer.status_code, error["param"]) == (400, param), error
+                assert "HOSTLER_" in error["message"]
+    deep = f'{{"model": "careful", "messages": {"[" * 100}{"]" * 100}}}'
+    answer = stack.client.post("/v1/chat/completions", content=deep)
+    assert (answer.status_code, "HOSTLER_MAX_JSON_DEPTH" in answer.text) == (400, True)
+    assert stack.status("careful")["workers"] == []
+
+
+def test_what_is_allowed_for_one_endpoint_or_for_all_reaches_the_engine(stack: Stack) -> None:
+    assert ask(stack, "trusting", chat_template="{{ 1 }}").status_code == 200
+    assert ask(stack, "careful", vllm_xargs={"a": 1}).status_code == 200
+    assert ask(stack, "careful", chat_template="{{ 1 }}").status_code == 400
+    changed = stack.client.patch("/api/endpoints/trusting", json={"allow": []})
+    assert changed.status_code == 200, changed.text
+    worker = stack.status("trusting")["workers"][0]["id"]
+    assert ask(stack, "trusting", chat_template="{{ 1 }}").status_code == 400
+    assert ask(stack, "trusting").status_code == 200
+    assert stack.status("trusting")["workers"][0]["id"] == worker, "such a change needs no other worker"
+    refused = stack.client.patch("/api/endpoints/trusting", json={"allow": ["everything"]})
+    assert (refused.status_code, "everything" in refused.text) == (400, True)
+
+
+def test_an_ordinary_client_notices_nothing(stack: Stack) -> None:
+    client = openai.OpenAI(base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, timeout=30)
+    answer = client.chat.completions.create(
+        model="careful",
+        messages=[{"role": "user", "content": [{"type": "text", "text": f"what is at {URL}?"}]}],
+        max_tokens=8,
+        temperature=0.5,
+        stop=["\n\n"],
+        tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    )
+    assert answer.choices[0].message.content
+    with pytest.raises(openai.BadRequestError, match="HOSTLER_ALLOW=chat_template"):
+        client.chat.completions.create(
+            model="careful", messages=[{"role": "user", "content": "a"}], extra_body={"chat_template": "x"}
+        )
+
+
+@pytest.mark.parametrize("route", [route.strip() for route in ENGINE_ROUTES.split(",")])
+def test_no_other_route_of_an_engine_is_there(stack: Stack, route: str) -> None:
+    method, path = route.split()
+    answer = stack.client.request(method, path, json=chat("careful") if method == "POST" else None)
+    assert answer.status_code == 404, answer.text
+    assert answer.json()["error"]["code"] == "not_found"

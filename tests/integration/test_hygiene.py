@@ -29,7 +29,8 @@ POST /v1/../sleep, POST //sleep, POST /v1/chat/completions/../../../sleep, POST 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with running_stack({"HOSTLER_ALLOW": "vllm_xargs", "HOSTLER_MAX_TOKENS": "1000"}) as started:
-        started.endpoint("careful", aliases=["also-careful"])
+        started.endpoint("careful")
+        started.endpoint("untouched", aliases=["also-untouched"])
         started.endpoint("trusting", allow=["chat_template"])
         yield started
 
@@ -38,29 +39,25 @@ def ask(stack: Stack, name: str, **fields: Any) -> httpx.Response:
     return stack.client.post("/v1/chat/completions", json={**chat(name), **fields})
 
 
-def seen(stack: Stack, name: str) -> int:
-    """Requests that an endpoint's engines have got."""
-    return sum(stack.engine_stats(worker["id"])["requests"] for worker in stack.status(name)["workers"])
-
-
 def test_what_endangers_an_engine_is_refused_before_one_is_even_started(stack: Stack) -> None:
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": URL}}]}
-    for name in ("careful", "also-careful"):
-        for param, fields in {
-            "chat_template": {"chat_template": "{{ 1 }}"},
-            "messages[0].content[0].image_url.url": {"messages": [image]},
-            "max_tokens": {"max_tokens": 1001},
-            "n": {"n": 1_000_000},
-        }.items():
+    refused: dict[str, dict[str, Any]] = {
+        "chat_template": {"chat_template": "{{ 1 }}"},
+        "messages[0].content[0].image_url.url": {"messages": [image]},
+        "max_tokens": {"max_tokens": 1001},
+        "n": {"n": 1_000_000},
+    }
+    for name in ("untouched", "also-untouched"):
+        for param, fields in refused.items():
             for stream in (False, True):
                 answer = ask(stack, name, stream=stream, **fields)
                 error = answer.json()["error"]
                 assert (answer.status_code, error["param"]) == (400, param), error
                 assert "HOSTLER_" in error["message"]
-    deep = f'{{"model": "careful", "messages": {"[" * 100}{"]" * 100}}}'
+    deep = f'{{"model": "untouched", "messages": {"[" * 100}{"]" * 100}}}'
     answer = stack.client.post("/v1/chat/completions", content=deep)
     assert (answer.status_code, "HOSTLER_MAX_JSON_DEPTH" in answer.text) == (400, True)
-    assert stack.status("careful")["workers"] == []
+    assert stack.status("untouched")["workers"] == []
 
 
 def test_what_is_allowed_for_one_endpoint_or_for_all_reaches_the_engine(stack: Stack) -> None:

@@ -41,6 +41,7 @@ from gateway.errors import Conflict, GatewayError, ManagerUnavailable
 from gateway.events import Events
 from gateway.http import on_bug, on_gateway_error, on_http_error
 from gateway.learned import Learned
+from gateway.load_times import LoadTimes
 from gateway.logs import RequestLog
 from gateway.machine.event_routes import EventRoutes
 from gateway.machine.health import HealthRoutes
@@ -101,6 +102,7 @@ class Gateway:
         self.catalogue = Catalogue(self.registry, Sizes(settings.gpu_margin_mib, self.learned))
         self.manager = ManagerClient(settings.manager_socket())
         self.sleep_failures = SleepFailures(database)
+        self.load_times = LoadTimes(database)
         limits = Limits(gpu_margin_mib=settings.gpu_margin_mib, sleep_memory_mib=settings.sleep_memory_mib)
         self.pool = Pool(settings.connect_seconds)
         engines = settings.engines_folder().absolute()
@@ -109,6 +111,7 @@ class Gateway:
         self.trials.changed = self.scheduler.look_again
         self.prober = Prober(self.demand)
         self.demand.unreachable = self.prober.watch
+        self.demand.loaded = self.load_times.note
         self.endpoint_statuses = EndpointStatuses(self.catalogue, self.scheduler, self.demand)
         self.statuses = Statuses(self.endpoint_statuses)
         self.events = Events()
@@ -160,6 +163,8 @@ class Gateway:
         await self.learned.load()
         await self.sleep_failures.load()
         self.endpoints_changed()
+        for name, seconds in (await self.load_times.load(self.demand.queues)).items():
+            self.demand.learn_load(name, seconds)
 
     def endpoints_changed(self) -> None:
         """Let everybody who depends on the endpoints look again."""
@@ -257,6 +262,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
         keepers = [
             asyncio.create_task(gateway.housekeeping(), name="housekeeping"),
             asyncio.create_task(gateway.learned.run(), name="learned"),
+            asyncio.create_task(gateway.load_times.run(), name="load times"),
             asyncio.create_task(gateway.decisions.run(), name="decisions"),
             asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
             asyncio.create_task(gateway.refusals.run(), name="refusals"),

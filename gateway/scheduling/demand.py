@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gateway.errors import EndpointFailed, GatewayError, NoWorker, TooManyRequests, sentences
 from gateway.scheduling.queue import Queue, Waiter
-from gateway.scheduling.slots import Lease, Slot, Team, incarnation
+from gateway.scheduling.slots import Lease, Slot, Team, awake_at, incarnation
 from gateway.scheduling.types import RETRY_FAILED_SECONDS
 from gateway.types import Wish
 from worker_manager.contract import Failure, ObservedWorker, WorkerState
@@ -43,6 +43,8 @@ class Demand:
         """Called when the planner should look again."""
         self.unreachable: Callable[[Slot], None] = lambda _: None
         """Called with a worker that did not take a connection: whoever probes it says `mark_reachable`."""
+        self.loaded: Callable[[str, float], None] = lambda _endpoint, _seconds: None
+        """Called with an endpoint and how long its worker took to load."""
 
     # what the endpoints are
 
@@ -83,8 +85,10 @@ class Demand:
             slot.begin_anew(incarnation(worker), now)
             if queue is not None and slot.loading_since is not None:
                 queue.last_load_seconds = now - slot.loading_since
+                self.loaded(slot.endpoint, queue.last_load_seconds)
         loads = worker.state in (WorkerState.CREATING, WorkerState.LOADING)
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
+        slot.awake_at = awake_at(worker)
         slot.state = worker.state
         if worker.failure is not None and _is_hopeless(worker) and slot.id not in self._pardoned:
             self._failures[slot.endpoint] = (worker.failure, worker.since)
@@ -336,16 +340,23 @@ class Demand:
         if not waiter.granted.done():
             waiter.granted.set_exception(error)
 
-    def eta_seconds(self, endpoint: str) -> float | None:
-        """Seconds until a worker that is loading should be ready; None where nothing was learned or nothing loads."""
+    def learn_load(self, endpoint: str, seconds: float) -> None:
+        """Take over how long a worker of this endpoint took to load the last time."""
         queue = self.queues.get(endpoint)
-        loads = [slot.loading_since for slot in self._team(endpoint) if slot.loading_since]
-        if queue is None or queue.last_load_seconds is None or not loads:
-            return None
-        return max(1.0, queue.last_load_seconds - (self._clock() - min(loads)))
+        if queue is not None and queue.last_load_seconds is None:
+            queue.last_load_seconds = seconds
+
+    def eta_seconds(self, endpoint: str) -> float | None:
+        """Seconds until a worker that loads or wakes should be ready; None where none does, or nothing was learned."""
+        queue, now = self.queues.get(endpoint), self._clock()
+        learned = queue.last_load_seconds if queue is not None else None
+        due = [slot.awake_at for slot in self._team(endpoint) if slot.awake_at is not None]
+        if learned is not None:
+            due += [slot.loading_since + learned for slot in self._team(endpoint) if slot.loading_since is not None]
+        return max(1.0, min(due) - now) if due else None
 
     def retry_after(self, endpoint: str) -> float:
-        """Seconds after which trying again makes sense: what is left of the load, else what the last one took."""
+        """Seconds after which trying again makes sense: until a worker is ready, else what the last load took."""
         queue = self.queues.get(endpoint)
         learned = queue.last_load_seconds if queue is not None else None
         return self.eta_seconds(endpoint) or learned or DEFAULT_RETRY_SECONDS

@@ -31,6 +31,8 @@ class Slot:
         self.ready_at = worker.since
         """Since when requests may be sent there, if they may."""
         self.loading_since: float | None = None
+        self.awake_at: float | None = None
+        """When it should be awake, while it wakes and that is known."""
         self.memory = Memory()
 
     def serves(self) -> bool:
@@ -122,6 +124,12 @@ class Team:
             slot.given = 0 if stale else slot.given_now
             slot.given_now = 0
         self._window_ends = now + WINDOW_SECONDS
+
+
+def awake_at(worker: ObservedWorker) -> float | None:
+    """When a worker that wakes should be ready, by how long its last wake took; None for others."""
+    seconds = worker.sleep.wake_seconds if worker.sleep is not None else None
+    return worker.since + seconds if worker.state is WorkerState.WAKING and seconds is not None else None
 
 
 def incarnation(worker: ObservedWorker) -> str:

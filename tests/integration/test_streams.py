@@ -54,11 +54,14 @@ def test_a_stream_for_a_loading_endpoint_is_kept_alive_and_then_served(stack: St
     stack.client.delete("/api/endpoints/slow")
 
 
-def test_a_heartbeat_tells_the_time_left_once_a_load_was_seen(stack: Stack) -> None:
+def test_heartbeats_and_retry_after_tell_the_time_left_once_a_load_was_seen(stack: Stack) -> None:
     stack.endpoint("again", Simulation(load_seconds=1.5))
     stack.client.post(CHAT, json=chat("again")).raise_for_status()
     stack.client.post("/api/endpoints/again/stop").raise_for_status()
     stack.wait_for_state("again", "cold")
+    refused = stack.client.post(CHAT, json=chat("again"), headers={"x-hostler-timeout": "0.2"})
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) < 20, "the load took some seconds; what is said without one is 30"
     text = stack.client.post(CHAT, json=chat("again", stream=True)).text
     assert re.search(r"^: loading again, about \d+ s left$", text, re.MULTILINE), text[:300]
     stack.client.delete("/api/endpoints/again")

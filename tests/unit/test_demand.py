@@ -20,7 +20,15 @@ from gateway.scheduling.types import RETRY_FAILED_SECONDS
 from gateway.types import Priority, Wish
 from tests.support.planning import template
 from tests.support.waiting import wait_until_async
-from worker_manager.contract import Failure, FailureKind, ObservedWorker, Residency, WorkerState, spec_hash
+from worker_manager.contract import (
+    Failure,
+    FailureKind,
+    ObservedWorker,
+    Residency,
+    SleepFacts,
+    WorkerState,
+    spec_hash,
+)
 
 FAILURE = Failure(kind=FailureKind.OUT_OF_MEMORY_AT_LOAD, message="out of memory", hint="use a smaller model")
 NEVER = 3_600.0
@@ -166,6 +174,35 @@ async def test_a_worker_that_becomes_ready_serves_those_who_waited_and_teaches_h
     demand.set_workers([seen("w1"), seen("w2", state=WorkerState.LOADING, since=clock.now - 5)])
     assert demand.eta_seconds("a") == 15
     assert demand.retry_after("a") == 15
+
+
+async def test_what_was_learned_before_a_restart_is_told_until_something_newer_is() -> None:
+    clock = Clock()
+    told: list[tuple[str, float]] = []
+    demand = made(seen("w1", state=WorkerState.LOADING, since=clock.now), clock=clock)
+    demand.loaded = lambda endpoint, seconds: told.append((endpoint, seconds))
+    demand.learn_load("a", 40)
+    demand.learn_load("gone", 5)
+    assert demand.eta_seconds("a") == demand.retry_after("a") == 40
+    clock.now += 20
+    assert demand.eta_seconds("a") == 20
+    demand.set_workers([seen("w1", since=clock.now)])
+    demand.learn_load("a", 40)
+    assert demand.queues["a"].last_load_seconds == 20
+    assert told == [("a", 20)]
+
+
+async def test_who_waits_for_a_worker_that_wakes_is_told_by_how_long_its_last_wake_took() -> None:
+    clock = Clock()
+    wakes = msgspec.structs.replace(seen("w1", state=WorkerState.WAKING, since=clock.now), sleep=SleepFacts())
+    demand = made(wakes, clock=clock)
+    assert demand.eta_seconds("a") is None
+    demand.learn_load("a", 60)
+    demand.set_workers([msgspec.structs.replace(wakes, sleep=SleepFacts(wake_seconds=5))])
+    clock.now += 2
+    assert demand.eta_seconds("a") == demand.retry_after("a") == 3
+    demand.set_workers([seen("w1", state=WorkerState.ASLEEP)])
+    assert demand.eta_seconds("a") is None
 
 
 async def test_a_draining_worker_gets_no_request_and_its_requests_do_not_count() -> None:

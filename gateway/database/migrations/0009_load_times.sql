@@ -1,0 +1,5 @@
+CREATE TABLE load_times (
+    endpoint TEXT PRIMARY KEY,
+    seconds  REAL NOT NULL,
+    at       REAL NOT NULL
+) STRICT;

@@ -75,6 +75,7 @@ async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_no
             "budgets",
             "endpoints",
             "keys",
+            "load_times",
             "measured_memory",
             "sleep_failures",
             "sqlite_sequence",

@@ -94,8 +94,10 @@ class Prefetch:
             logger.warning("prefetch_failed", cause=str(error))
             if isinstance(following, Begin):
                 self._done |= {following.model}  # the engine reads it itself
-        self._task = None
-        self._look_again()
+        else:
+            self._look_again()
+        finally:
+            self._task = None
 
     async def _begin(self, model: str) -> None:
         size = await asyncio.to_thread(weight_bytes, self._models / model)

@@ -164,6 +164,8 @@ async def test_an_engine_gets_a_closed_list_of_variables(launchers: Launchers) -
     assert env["HF_HUB_OFFLINE"] == "1"
     assert env["EXTRA"] == "1"
     assert not {"SECRET", "HF_TOKEN"} & env.keys()
+    for name in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        assert Path(env[name]).is_relative_to(launchers.folder / "cache"), "the next start finds what this one compiled"
 
 
 async def test_starting_what_runs_already_changes_nothing(launchers: Launchers) -> None:

@@ -12,6 +12,8 @@ from gateway.scheduling.types import Decision, Plan
 from worker_manager.contract import Download, Failure, ObservedSet, ObservedWorker
 
 NUMBERS = re.compile(r"\d+")
+GONE = "gone"
+"""The last state of a worker or a download: it is not there any more."""
 
 States = Callable[[], Iterable[tuple[str, str, str]]]
 """Name, state and reason of every endpoint."""
@@ -25,7 +27,7 @@ class Chronicle:
         self._states = states
         self._workers: dict[str, tuple[Any, ...]] = {}
         self._downloads: dict[str, tuple[Any, ...]] = {}
-        self._endpoints: dict[str, str] = {}
+        self._endpoints: dict[str, tuple[str, str]] = {}
         self._decisions: frozenset[tuple[str, ...]] = frozenset()
         self._connected: bool | None = None
 
@@ -36,12 +38,18 @@ class Chronicle:
             if before.get(worker.spec.id) != self._workers[worker.spec.id]:
                 self._tell_of(worker)
         for one in before.keys() - self._workers.keys():
-            self._events.publish(Kind.WORKER, before[one][0], id=one, state="gone")
+            self._events.publish(Kind.WORKER, before[one][0], id=one, state=GONE)
+        self._see_downloads(observed)
+        self._tell_of_endpoints()
+
+    def _see_downloads(self, observed: ObservedSet) -> None:
         known, self._downloads = self._downloads, {one.id: _download(one) for one in observed.downloads}
         for download in observed.downloads:
             if known.get(download.id) != self._downloads[download.id]:
                 what = msgspec.to_builtins(download) | {"failure": _short(download.failure)}
                 self._events.publish(Kind.DOWNLOAD, None, **what)
+        for one in known.keys() - self._downloads.keys():
+            self._events.publish(Kind.DOWNLOAD, None, id=one, state=GONE)
 
     def _tell_of(self, worker: ObservedWorker) -> None:
         self._events.publish(
@@ -71,13 +79,15 @@ class Chronicle:
                     verb=decision.verb.value,
                     worker=decision.worker,
                     reason=decision.reason,
+                    numbers=decision.numbers,
                 )
 
     def _tell_of_endpoints(self) -> None:
         before, self._endpoints = self._endpoints, {}
         for name, state, reason in self._states():
-            self._endpoints[name] = state
-            if before.get(name) != state:
+            # what else stands in a reason is told by workers, downloads and decisions; why it failed is news itself
+            self._endpoints[name] = news = (state, NUMBERS.sub("", reason) if state == "failed" else "")
+            if before.get(name) != news:
                 self._events.publish(Kind.ENDPOINT, name, change="state", state=state, reason=reason)
 
     def noted(self, what: str, endpoint: Endpoint, fields: Iterable[str]) -> None:
@@ -100,7 +110,9 @@ def sameness(decision: Decision) -> tuple[str, ...]:
 
 def _worker(worker: ObservedWorker) -> tuple[Any, ...]:
     failed_at = worker.failure.at if worker.failure is not None else None
-    return (worker.spec.endpoint, worker.state, worker.residency, NUMBERS.sub("", worker.reason), failed_at)
+    reason = NUMBERS.sub("", worker.reason)
+    # `since`: one that went and came back between two looks is in the state it was in
+    return (worker.spec.endpoint, worker.state, worker.residency, worker.since, reason, failed_at)
 
 
 def _download(download: Download) -> tuple[Any, ...]:

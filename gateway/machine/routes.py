@@ -55,7 +55,7 @@ class MachineRoutes(Controller):
 
     @get("/api/plan", sync_to_thread=False)
     def plan(self, scheduler: Scheduler) -> dict[str, Any]:
-        """The planner, run dry on this instant: what it would do and why, and what it did last."""
+        """The planner, run dry on this instant: what it would do, what it did last, and why each worker is there."""
         scheduler.host()
         assert scheduler.observed is not None  # noqa: S101 - host() has just refused otherwise
         situation = scheduler.situation(scheduler.observed)
@@ -63,6 +63,7 @@ class MachineRoutes(Controller):
             "plan": msgspec.to_builtins(plan(situation)),
             "situation": msgspec.to_builtins(situation),
             "last": msgspec.to_builtins(scheduler.last_plan),
+            "workers": msgspec.to_builtins(scheduler.reasons.all()),
         }
 
     @get("/api/plan/log", sync_to_thread=False)

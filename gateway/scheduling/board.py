@@ -73,7 +73,33 @@ class Board:
 
     def note(self, verb: Verb, endpoint: str, worker: str | None, why: str) -> None:
         """Write a decision down."""
-        self.decisions.append(Decision(verb=verb, endpoint=endpoint, worker=worker, reason=why))
+        numbers = self.numbers(endpoint, worker)
+        self.decisions.append(Decision(verb=verb, endpoint=endpoint, worker=worker, reason=why, numbers=numbers))
+
+    def numbers(self, endpoint: str, worker: str | None) -> dict[str, float]:
+        """What a decision about them was made with: demand, how long, and whose memory is how much.
+
+        `free_mib` is what is nobody's of the worker's cards, or of the best card where it is about none, after all
+        that was decided so far.
+        """
+        asks, has = self.endpoints.get(endpoint), self.kept.get(worker or "")
+        found: dict[str, float] = {}
+        cards: tuple[str, ...] = ()
+        if asks is not None:
+            found = {"in_flight": asks.in_flight, "waiting": asks.waiting, "workers": len(self.serving(endpoint))}
+            found["needs_mib"] = asks.promise_mib
+            since = {"waited_seconds": asks.waiting_since, "unserved_seconds": asks.unserved_since}
+            found |= {name: round(self.now - at, 3) for name, at in since.items() if at is not None}
+            cards = self.need(asks).cards
+        if has is not None:
+            found |= {"worker_in_flight": has.in_flight, "idle_seconds": round(self.now - has.last_used, 3)}
+            found["state_seconds"] = round(self.now - has.since, 3)
+        spec = has.spec if has is not None else next((one for one in self.started if one.id == worker), None)
+        if spec is not None:
+            found |= {"promise_mib": self.promise_of(spec), "free_mib": min(map(self.free, cards_of(spec)))}
+        elif cards:
+            found["free_mib"] = max(map(self.free, cards))
+        return found
 
     # who there is
 

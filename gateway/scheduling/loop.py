@@ -7,7 +7,7 @@ side's death: the desired set is whole, so sending it again repairs everything.
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from gateway.scheduling.generations import is_current
 from gateway.scheduling.orders import Orders
 from gateway.scheduling.patience import Patience
 from gateway.scheduling.planner import plan
+from gateway.scheduling.reasons import Reasons
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (
@@ -110,6 +111,7 @@ class Scheduler:
         self.connected = False
         self._problem = ""
         self.last_plan: Plan | None = None
+        self.reasons = Reasons()
         self.noticed: Callable[[ObservedSet], None] = lambda _observed: None
         """Hears of every observed set."""
         self.planned: Callable[[Situation, Plan], None] = lambda _situation, _plan: None
@@ -142,11 +144,12 @@ class Scheduler:
 
     def traffic(self, worker_id: str) -> dict[str, object]:
         """What the gateway knows of a worker beside what the manager sees."""
-        slot = self._demand.slots.get(worker_id)
+        slot, why = self._demand.slots.get(worker_id), self.reasons.of(worker_id)
         return {
             "in_flight": slot.in_flight if slot else 0,
             "draining": worker_id in self._draining,
             "on_trial": worker_id in self._on_trial,
+            "why": msgspec.to_builtins(why) if why is not None else None,
         }
 
     def why_no_sleep(self, spec: WorkerSpec) -> str:
@@ -156,6 +159,20 @@ class Scheduler:
     # watching the manager
 
     async def _watch(self) -> None:
+        while True:
+            wait = await self._guarded("watching failed", self._follow())
+            await asyncio.sleep(wait)
+
+    async def _guarded(self, failed: str, work: Awaitable[float]) -> float:
+        """The root of both tasks: seconds to wait until the next try."""
+        try:
+            return await work
+        except Exception:  # a bug in one look or one plan must not end all watching or planning
+            log.exception(failed)
+            return TICK_SECONDS
+
+    async def _follow(self) -> float:
+        """Follow the manager for ever; returns by an exception only."""
         after = 0
         while True:
             try:
@@ -175,7 +192,9 @@ class Scheduler:
         if str(problem) != self._problem:
             log.warning("worker manager out of reach", problem=str(problem))
         self._problem = str(problem)
-        self.connected = False
+        if self.connected:
+            self.connected = False
+            self._wake.set()  # whoever hears of plans is to hear of this, however soon the manager is back
 
     def _take(self, observed: ObservedSet) -> None:
         if not self.connected:
@@ -213,11 +232,7 @@ class Scheduler:
 
     async def _run(self) -> None:
         while True:
-            try:
-                wait = await self._step()
-            except Exception:  # a bug in one plan must not end all planning
-                log.exception("planning failed")
-                wait = TICK_SECONDS
+            wait = await self._guarded("planning failed", self._step())
             await asyncio.sleep(min(wait, BREATH_SECONDS))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait):
@@ -235,6 +250,7 @@ class Scheduler:
         self._demand.set_unfit({endpoint.name: endpoint.unfit for endpoint in situation.endpoints if endpoint.unfit})
         decided = plan(situation)
         self.last_plan = decided
+        self.reasons.note(situation.now, decided, (worker.spec.id for worker in situation.workers))
         self.planned(situation, decided)
         self._draining = decided.draining
         self._demand.set_draining(decided.draining | decided.residencies.keys())

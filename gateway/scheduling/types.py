@@ -131,12 +131,14 @@ class Verb(StrEnum):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """One decision and its reason, with the numbers in it."""
+    """One decision, its reason, and the numbers of that instant."""
 
     verb: Verb
     endpoint: str
     worker: str | None
     reason: str
+    numbers: dict[str, float] = {}
+    """Of the endpoint, the worker and its cards (`Board.numbers`); MiB, seconds and counts."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,23 +116,24 @@ def test_a_key_needs_the_scope_and_loses_the_stream_when_it_is_revoked(stack: St
     stack.client.delete("/api/endpoints/stir").raise_for_status()
 
 
-def test_listeners_that_leave_leave_nothing_behind_and_a_stopping_gateway_ends_those_who_stay() -> None:
-    with running_stack({"HOSTLER_DRAIN_SECONDS": str(SECONDS)}) as stack:
-        tasks = stack.metrics()["hostler_tasks"]
-        with contextlib.ExitStack() as streams:
-            for _ in range(20):
-                streams.enter_context(listening(stack))
-            assert stack.metrics()["hostler_tasks"] > tasks
-        wait_until(lambda: stack.metrics()["hostler_tasks"] <= tasks, "no task is left of them")
-        assert stack.gateway is not None
-        with httpx.stream("GET", f"{stack.address}/api/events", headers=bearer(stack.key), timeout=SECONDS) as response:
-            text = response.iter_text()
-            assert next(text)
-            began = time.monotonic()
-            stack.gateway.stop()
-            assert time.monotonic() - began < SECONDS / 2
-            for _ in text:  # to its clean end; httpx raises where an answer is cut
-                pass
+def test_listeners_that_leave_leave_nothing_behind_and_a_stopping_gateway_ends_those_who_stay(stack: Stack) -> None:
+    tasks = stack.metrics()["hostler_tasks"]
+    with contextlib.ExitStack() as streams:
+        for _ in range(20):
+            streams.enter_context(listening(stack))
+        assert stack.metrics()["hostler_tasks"] > tasks
+    wait_until(lambda: stack.metrics()["hostler_tasks"] <= tasks, "no task is left of them")
+    assert stack.gateway is not None
+    with httpx.stream("GET", f"{stack.address}/api/events", headers=bearer(stack.key), timeout=SECONDS) as response:
+        text = response.iter_text()
+        assert next(text)
+        began = time.monotonic()
+        stack.gateway.stop()
+        assert time.monotonic() - began < SECONDS / 2, "it does not wait for the end of the drain"
+        for _ in text:  # to its clean end; httpx raises where an answer is cut
+            pass
+    stack.start_gateway()
+    wait_until(stack.is_ready, "the gateway is ready")
 
 
 def test_the_decision_log_goes_through_the_planner_again_and_nothing_differs(stack: Stack, tmp_path: Path) -> None:
@@ -157,6 +158,19 @@ def test_the_decision_log_goes_through_the_planner_again_and_nothing_differs(sta
     assert "start logged" in replayed.stdout
     assert ", 0 of them are other ones now" in replayed.stdout
     stack.client.delete("/api/endpoints/logged").raise_for_status()
+
+
+def test_the_plan_tells_why_each_worker_is_there_long_after_it_was_decided(stack: Stack) -> None:
+    stack.endpoint("explained")
+    worker = stack.ask("explained").headers["x-hostler-worker"]
+    decision = stack.client.get("/api/plan").json()["workers"][worker]["decision"]
+    assert (decision["verb"], decision["endpoint"]) == ("start", "explained")
+    assert "1 waiting" in decision["reason"]
+    assert decision["numbers"]["waiting"] == 1
+    assert decision["numbers"]["promise_mib"] > 0
+    (shown,) = [one for one in stack.workers() if one["spec"]["id"] == worker]
+    assert shown["why"]["decision"] == decision
+    stack.client.delete("/api/endpoints/explained").raise_for_status()
 
 
 def test_each_answer_tells_how_long_it_waited_for_its_worker_and_how_long_the_engine_took(stack: Stack) -> None:

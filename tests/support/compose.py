@@ -25,7 +25,15 @@ TAG = f"test-{hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]}"
 BUILD_SECONDS = 600
 UP_SECONDS = 120
 READY_SECONDS = 60
-FAULT_WORDS = ("Conflict", "already in use", "action_failed", "pass_failed", "Traceback", "planning failed")
+FAULT_WORDS = (
+    "Conflict",
+    "already in use",
+    "action_failed",
+    "pass_failed",
+    "Traceback",
+    "planning failed",
+    "watching failed",
+)
 """What stands in a log where containers got in each other's way, or a loop met a bug."""
 
 

@@ -1,5 +1,6 @@
 """The planner's rules by worked examples, its promises by property, and a machine's day by simulation."""
 
+import math
 import random
 import re
 from dataclasses import dataclass, field
@@ -480,6 +481,20 @@ def test_nobody_of_a_higher_priority_makes_room(before: Situation) -> None:
         if decision.verb is Verb.DRAIN and decision.reason.startswith("makes room for "):
             winner = decision.reason.removeprefix("makes room for ").split(",")[0]
             assert priorities[decision.endpoint] <= priorities[winner]
+
+
+@settings(max_examples=120, deadline=None)
+@given(situations())
+def test_every_decision_has_a_reason_and_numbers_and_nobody_comes_or_goes_without_one(before: Situation) -> None:
+    decided = plan(before)
+    ends = {one.name for one in before.endpoints}
+    for one in decided.decisions:
+        assert one.reason
+        assert all(math.isfinite(number) for number in one.numbers.values())
+        assert one.numbers.keys() >= ({"free_mib", "promise_mib"} if one.worker else {"free_mib", "needs_mib"})
+        assert one.endpoint not in ends or one.numbers.keys() >= {"in_flight", "waiting", "workers", "needs_mib"}
+    explained = {one.worker for one in decided.decisions}
+    assert {spec.id for spec in started(before, decided)} | drained(before, decided) <= explained
 
 
 @settings(max_examples=120, deadline=None)

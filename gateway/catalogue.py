@@ -2,22 +2,22 @@
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import msgspec
 
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned, served_as
 from gateway.endpoints.registry import Registry
 from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
-from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView
+from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView, rolling, said
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import sentences
 from gateway.memory.host import cpu_need
 from gateway.memory.plan import Unfit
 from gateway.model_facts import Found, ModelsSeen
 from gateway.scheduling.demand import Demand
+from gateway.scheduling.generations import is_current
 from gateway.scheduling.loop import Scheduler
-from gateway.scheduling.types import WantedEndpoint
+from gateway.scheduling.types import Verb, WantedEndpoint
 from gateway.sizes import Sizes, WorkerSize
 from worker_manager.contract import (
     Download,
@@ -182,6 +182,15 @@ class Catalogue:
         state = "pending" if served.pending else "on_trial"
         return ChangeView(state=state, since=endpoint.changed_at, changed=changed, reason=served.pending)
 
+    def outdated(self, endpoint: Endpoint, observed: ObservedSet) -> frozenset[str]:
+        """Those of its workers that are not made as it is to be served."""
+        served = self._served(endpoint, observed.host)
+        return frozenset(
+            worker.spec.id
+            for worker in observed.workers
+            if worker.spec.endpoint == served.name and not is_current(served, worker.spec)
+        )
+
     def ceilings(self) -> dict[str, int]:
         """`per_worker` of each endpoint."""
         return {endpoint.spec.name: endpoint.spec.per_worker for endpoint in self._registry.all()}
@@ -228,26 +237,31 @@ class EndpointStatuses:
         observed = self._scheduler.observed
         name = endpoint.spec.name
         workers = [worker for worker in observed.workers if worker.spec.endpoint == name] if observed else []
+        outdated = self._catalogue.outdated(endpoint, observed) if observed is not None else frozenset()
+        views = tuple(self._worker(worker, outdated) for worker in workers)
         change = self._catalogue.change(endpoint, observed.host) if observed is not None else None
+        change = change or rolling(endpoint, views, self._decided(name, frozenset({Verb.WAIT})))
         spec = self._catalogue.served_spec(endpoint, observed.host if observed is not None else None)
         state, reason = self._state(spec, workers, observed)
+        size = self._size(spec, observed)
         queue = self._demand.queues.get(name)
         return EndpointStatus(
             state=state,
-            reason=reason or _said(change),
-            workers=tuple(self._worker(worker) for worker in workers),
+            reason=reason or said(change),
+            workers=views,
             waiting=len(queue.waiters) if queue else 0,
             eta_seconds=self._demand.eta_seconds(name),
-            memory=self._memory(spec, observed),
+            max_model_len=_length(spec, workers, size),
+            memory=msgspec.to_builtins(size) if size is not None else None,
             sleep=self._sleep(spec, workers),
             learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
             change=change,
         )
 
-    def _memory(self, spec: EndpointSpec, observed: ObservedSet | None) -> dict[str, Any] | None:
-        """The memory plan in numbers; None while the machine or the model is not known, or where nothing fits."""
+    def _size(self, spec: EndpointSpec, observed: ObservedSet | None) -> WorkerSize | None:
+        """The memory plan; None while the machine or the model is not known, or where nothing fits."""
         found = self._catalogue.size(spec, observed.host) if observed is not None else None
-        return msgspec.to_builtins(found) if isinstance(found, WorkerSize) else None
+        return found if isinstance(found, WorkerSize) else None
 
     def _sleep(self, spec: EndpointSpec, workers: list[ObservedWorker]) -> SleepView:
         if not RUNGS[spec.sleep]:
@@ -258,7 +272,7 @@ class EndpointStatuses:
         able = any(worker.can_sleep for worker in workers)
         return SleepView(possible=False if reason else able or None, reason=reason)
 
-    def _worker(self, worker: ObservedWorker) -> WorkerView:
+    def _worker(self, worker: ObservedWorker, outdated: frozenset[str]) -> WorkerView:
         slot = self._demand.slots.get(worker.spec.id)
         return WorkerView(
             id=worker.spec.id,
@@ -269,6 +283,7 @@ class EndpointStatuses:
             in_flight=slot.in_flight if slot else 0,
             since=worker.since,
             draining=slot.draining if slot else False,
+            outdated=worker.spec.id in outdated,
             on_trial=slot.on_trial if slot else False,
             reason=worker.reason,
             failure=worker.failure,
@@ -292,7 +307,7 @@ class EndpointStatuses:
         size = self._catalogue.size(spec, observed.host)
         if isinstance(size, Unfit):
             return "failed", sentences(size.reason, size.advice)
-        return "cold", self._why_waiting(spec.name)
+        return "cold", self._decided(spec.name)
 
     def _state_of_download(self, spec: EndpointSpec, observed: ObservedSet | None, why: str) -> tuple[str, str]:
         download = download_of(spec, observed.downloads if observed else ())
@@ -303,9 +318,23 @@ class EndpointStatuses:
             return "failed", sentences(download.failure.message, download.failure.hint)
         return "cold", why
 
-    def _why_waiting(self, name: str) -> str:
+    def _decided(self, name: str, verbs: frozenset[Verb] = frozenset(Verb)) -> str:
+        """Why the last plan did one of these for an endpoint; empty where it did none."""
         decided = self._scheduler.last_plan.decisions if self._scheduler.last_plan else ()
-        return next((one.reason for one in decided if one.endpoint == name), "")
+        return next((one.reason for one in decided if one.endpoint == name and one.verb in verbs), "")
+
+
+def _length(spec: EndpointSpec, workers: list[ObservedWorker], size: WorkerSize | None) -> int | None:
+    """Tokens of context: what the ready engines said or were told, else what the next one will be told."""
+    shown = [
+        (worker.measured.max_model_len if worker.measured is not None else None) or worker.spec.max_model_len
+        for worker in workers
+        if worker.state is WorkerState.READY
+    ]
+    known = [length for length in shown if length is not None]
+    if known:
+        return min(known)
+    return spec.max_model_len or (size.max_model_len if size is not None else None)
 
 
 def _state_by_workers(workers: list[ObservedWorker]) -> tuple[str, str] | None:
@@ -320,13 +349,3 @@ def _state_by_workers(workers: list[ObservedWorker]) -> tuple[str, str] | None:
         return "asleep", reason
     failed = next((worker.failure for worker in workers if worker.failure and worker.state is WorkerState.FAILED), None)
     return ("failed", sentences(failed.message, failed.hint)) if failed is not None else None
-
-
-def _said(change: ChangeView | None) -> str:
-    """What users should know of a change while the endpoint serves as before."""
-    if change is None:
-        return ""
-    what = f"the change of {', '.join(change.changed)}"
-    if change.state == "rolled_back":
-        return f"{what} was rolled back, it is served as before: {change.reason}"
-    return f"{what} waits: {change.reason}" if change.reason else f"{what} is on trial"

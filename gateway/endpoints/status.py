@@ -1,12 +1,13 @@
 """An endpoint as users see it: what it is, and how its workers do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
 from gateway.endpoints.types import Endpoint, EndpointSpec
-from worker_manager.contract import Failure
+from gateway.errors import sentences
+from worker_manager.contract import Failure, WorkerState
 
 
 class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +21,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int
     since: float
     draining: bool = False
+    outdated: bool = False
+    """It is made as the endpoint was served before its last change, and serves until a successor does."""
     on_trial: bool = False
     """It is the first of a change and has not answered the gateway's own request yet: it gets no other."""
     reason: str = ""
@@ -27,13 +30,13 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChangeView(msgspec.Struct, frozen=True, kw_only=True):
-    """A change of how the endpoint is served that does not hold (yet): it is served as before."""
+    """A change of how the endpoint is served that does not hold (yet), or not for all of its workers."""
 
     state: str
-    """on_trial, pending (its model is not here), or rolled_back."""
+    """on_trial, pending (its model is not here), rolled_back, or rolling (it works, and older workers serve on)."""
     since: float
-    changed: dict[str, Any]
-    """`{field: {"from", "to"}}`"""
+    changed: dict[str, Any] = {}
+    """`{field: {"from", "to"}}`; empty while it is rolling."""
     reason: str = ""
     failure: Failure | None = None
 
@@ -47,6 +50,36 @@ class SleepView(msgspec.Struct, frozen=True, kw_only=True):
     """Why not."""
 
 
+DOWN = frozenset({WorkerState.BACKOFF.value, WorkerState.FAILED.value})
+
+
+def rolling(endpoint: Endpoint, workers: Iterable[WorkerView], waits: str) -> ChangeView | None:
+    """A change that works, while workers from before it serve beside those of it; None where none do.
+
+    `waits`: what keeps their successors, if they are only waited for.
+    """
+    workers = tuple(workers)
+    still = [one.id for one in workers if one.outdated and one.state == WorkerState.READY and not one.draining]
+    if not still:
+        return None
+    failed = next((one.failure for one in workers if not one.outdated and one.state in DOWN and one.failure), None)
+    why = sentences(failed.message, failed.hint) if failed is not None else waits
+    reason = f"{', '.join(still)} serves as before the change until a successor does"
+    return ChangeView(
+        state="rolling", since=endpoint.changed_at, reason=f"{reason}: {why}" if why else reason, failure=failed
+    )
+
+
+def said(change: ChangeView | None) -> str:
+    """What users should know of a change while the endpoint serves as before."""
+    if change is None or change.state == "rolling":
+        return change.reason if change is not None else ""
+    what = f"the change of {', '.join(change.changed)}"
+    if change.state == "rolled_back":
+        return f"{what} was rolled back, it is served as before: {change.reason}"
+    return f"{what} waits: {change.reason}" if change.reason else f"{what} is on trial"
+
+
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How an endpoint does this instant."""
 
@@ -56,6 +89,8 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerView, ...]
     waiting: int
     eta_seconds: float | None
+    max_model_len: int | None = None
+    """Tokens of context that a request may have: as its workers were started, else as they are going to be."""
     learned: dict[str, Any] = {}
     memory: dict[str, Any] | None = None
     """How a worker is sized, part by part."""
@@ -117,6 +152,6 @@ class Statuses:
                 state=status.state,
                 ready_workers=ready,
                 eta_seconds=status.eta_seconds,
-                max_model_len=endpoint.spec.max_model_len,
+                max_model_len=status.max_model_len,
             ),
         )

@@ -9,9 +9,11 @@ from gateway.scheduling import generations
 from gateway.scheduling.board import Board, Need, cards_of
 from gateway.scheduling.eviction import Eviction
 from gateway.scheduling.types import KnownWorker, Verb, WantedEndpoint
-from worker_manager.contract import Residency, WorkerSpec
+from worker_manager.contract import Residency, WorkerSpec, WorkerState
 
 OUTDATED = "it is no longer what its endpoint asks for"
+RETRY_SECONDS = 300.0
+"""After a successor was given up another one is tried so much later, if it has room beside the old ones."""
 
 
 class Succession:
@@ -57,21 +59,30 @@ class Succession:
     def bring_up(self, endpoint: WantedEndpoint) -> tuple[WorkerSpec, list[str], str] | None:
         """The template, cards and reason of a successor that is to start now; None: none is."""
         old, template = self._old(endpoint), endpoint.template
-        if not old or template is None or self._is_one_coming(endpoint):
+        if not old or template is None or any(spec.endpoint == endpoint.name for spec in self.board.started):
             return None
+        newer = generations.newer(endpoint, self.board.serving(endpoint.name))
+        pending = [worker for worker in newer if not generations.is_awake(worker)]
+        if not all(self._may_be_tried_again(worker) for worker in pending):
+            return None  # one is on its way, or has just failed
         need = self.board.need(endpoint)
         cards = self.board.place(need)
         if cards is not None:
+            for failed in pending:
+                self._go(failed, f"it failed {self.board.now - failed.since:.0f} s ago: another successor is tried")
             return template, cards, f"to succeed {old[0].spec.id}, which serves until then"
-        self._make_room(endpoint, need, old)
+        if not pending:  # nobody who serves goes for a second try
+            self._make_room(endpoint, need, old)
         return None
 
-    def _is_one_coming(self, endpoint: WantedEndpoint) -> bool:
-        """Whether a successor is on its way, or has failed: then no further one is tried."""
-        waits = not all(
-            generations.is_awake(worker) for worker in generations.newer(endpoint, self.board.serving(endpoint.name))
-        )
-        return waits or any(spec.endpoint == endpoint.name for spec in self.board.started)
+    def _may_be_tried_again(self, worker: KnownWorker) -> bool:
+        """Whether a successor was given up a while ago: others of its kind have served, so it may go better now."""
+        if worker.state is not WorkerState.FAILED:
+            return False
+        if worker.since + RETRY_SECONDS > self.board.now:
+            self.board.wake_at.append(worker.since + RETRY_SECONDS)
+            return False
+        return True
 
     def _make_room(self, endpoint: WantedEndpoint, need: Need, old: list[KnownWorker]) -> None:
         board, name = self.board, endpoint.name

@@ -1,5 +1,6 @@
-"""Three endpoints of one GPU each on a machine with two simulated GPUs, through both compose files as they stand."""
+"""Endpoints on a machine with two simulated GPUs, through both compose files as they stand: sharing, turns, changes."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -14,10 +15,11 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from tests.engine_simulator.configuration import Simulation
+from tests.engine_simulator.configuration import Faults, Simulation
 from tests.support.compose import ROOT, ComposeStack, compose_stack
 from tests.support.hostler import bearer
-from tests.support.waiting import wait_until
+from tests.support.steady_load import SteadyLoad
+from tests.support.waiting import wait_until, wait_until_async
 from tests.testbed.simulated_gpus.host import SYSTEM_FOLDER, SimulatedHost, cards
 from worker_manager.contract import GPU_CONTEXT_MIB
 
@@ -27,6 +29,8 @@ HOOK = Path("/usr/local/bin/nvidia-container-runtime-hook")
 CARDS = cards(2)
 NAMES = ("one", "two", "three")
 LOOK_SECONDS = 0.05
+TOKENS = 12
+QUICK = Simulation(load_seconds=0.3, answer_tokens=TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -86,16 +90,29 @@ class Witness:
 
 
 @contextlib.contextmanager
-def endpoints(stack: ComposeStack, **fields: Any) -> Iterator[None]:
-    """Three endpoints for the length of a test."""
-    for name in NAMES:
-        stack.endpoint(name, Simulation(load_seconds=0.3), gpus=1, **fields)
+def endpoints(stack: ComposeStack, *names: str, **fields: Any) -> Iterator[None]:
+    """Endpoints for the length of a test."""
+    for name in names:
+        stack.endpoint(name, QUICK, gpus=1, **fields)
     try:
         yield
     finally:
-        for name in NAMES:
+        for name in names:
             stack.client.delete(f"/api/endpoints/{name}")
         wait_until(lambda: not stack.project.engines(), "all engines are gone", seconds=30, interval=0.1)
+
+
+def change(stack: ComposeStack, **fields: Any) -> None:
+    stack.client.patch("/api/endpoints/rolling", json=fields).raise_for_status()
+
+
+def changed(stack: ComposeStack) -> dict[str, Any]:
+    """What the endpoint says of a change that does not hold."""
+    return stack.status("rolling")["change"] or {"state": ""}
+
+
+def workers_of(stack: ComposeStack) -> set[str]:
+    return {worker["id"] for worker in stack.status("rolling")["workers"]}
 
 
 def ask_all(stack: ComposeStack) -> list[httpx.Response]:
@@ -132,7 +149,7 @@ def test_the_manager_sees_both_cards_through_nvml(stack: ComposeStack) -> None:
 
 
 def test_three_small_endpoints_share_two_cards(stack: ComposeStack, host: SimulatedHost) -> None:
-    with endpoints(stack, gpu_memory_gib=10), Witness(stack, host) as witness:
+    with endpoints(stack, *NAMES, gpu_memory_gib=10), Witness(stack, host) as witness:
         answers = ask_all(stack)
         assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]
         assert_devices(stack)
@@ -147,8 +164,31 @@ def test_three_small_endpoints_share_two_cards(stack: ComposeStack, host: Simula
     assert witness.most_workers == 3
 
 
+async def test_a_change_moves_to_the_other_card_and_one_that_fails_moves_nothing_while_requests_go_on(
+    stack: ComposeStack, host: SimulatedHost
+) -> None:
+    with endpoints(stack, "rolling", per_worker=64), Witness(stack, host) as witness:
+        old = stack.ask("rolling").headers["x-hostler-worker"]
+        async with SteadyLoad(stack, "rolling", TOKENS).running() as load:
+            await load.goes_on()
+            change(stack, engine_args={"max-num-seqs": 99})
+            await wait_until_async(lambda: old not in workers_of(stack), "the old worker is gone", seconds=60)
+            load.phase = 1
+            await load.goes_on()
+            (new,) = workers_of(stack)
+            stack.model("broken", Simulation(faults=Faults(crash_at_load="missing_model")))
+            change(stack, model="local/broken")
+            await wait_until_async(lambda: changed(stack)["state"] == "rolled_back", "it is rolled back", seconds=60)
+            await wait_until_async(lambda: workers_of(stack) == {new}, "the failed one is gone", seconds=60)
+            await load.goes_on()
+        assert load.workers_of[1] == {new}
+        assert changed(stack)["failure"]["kind"] == "model_missing"
+        await asyncio.to_thread(assert_devices, stack)
+    assert witness.overfull == []
+
+
 def test_three_endpoints_of_a_whole_card_each_take_turns(stack: ComposeStack, host: SimulatedHost) -> None:
-    with endpoints(stack), Witness(stack, host) as witness:
+    with endpoints(stack, *NAMES), Witness(stack, host) as witness:
         began = time.monotonic()
         answers = ask_all(stack)
         assert [answer.status_code for answer in answers] == [200] * 3, [answer.text for answer in answers]

@@ -1,17 +1,14 @@
 """Changes of how an endpoint is served, under load: with room for two workers and for one, that work and that fail."""
 
-import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 
 from tests.engine_simulator.configuration import Faults, Simulation
 from tests.support.processes import REPOSITORY, short_folder
 from tests.support.stack import Stack, running_stack
+from tests.support.steady_load import SteadyLoad
 from tests.support.waiting import wait_until, wait_until_async
 from tests.testbed.simulated_gpus.host import SimulatedHost, cards
 
@@ -20,7 +17,6 @@ TWO_FIT, ONE_FITS = 3.0, 5.0
 """GiB of a worker on the one card."""
 TOKENS = 12
 QUICK = Simulation(load_seconds=0.1, answer_tokens=TOKENS)
-CALLERS = 4
 SECONDS = 60.0
 
 
@@ -71,66 +67,10 @@ def patch(stack: Stack, **change: Any) -> dict[str, Any]:
     return status
 
 
-class Load:
-    """Callers that ask one thing after the other, streams and JSON, and take note of which worker answers."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._client = openai.AsyncOpenAI(
-            base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, timeout=SECONDS
-        )
-        self._stop = False
-        self.workers: list[str] = []
-        self.phase = 0
-        """Counted up by a test that wants to tell requests from earlier ones."""
-        self.workers_of: dict[int, set[str]] = defaultdict(set)
-        """By the phase in which the request began."""
-
-    def _note(self, phase: int, worker: str) -> None:
-        self.workers.append(worker)
-        self.workers_of[phase].add(worker)
-
-    async def stream(self) -> None:
-        while not self._stop:
-            phase = self.phase
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model="first", messages=[{"role": "user", "content": "stream"}], stream=True
-            )
-            answer = raw.parse()
-            pieces = [chunk.choices[0].delta.content async for chunk in answer if chunk.choices]
-            assert sum(bool(piece) for piece in pieces) == TOKENS
-            self._note(phase, raw.headers.get("x-hostler-worker", ""))
-
-    async def json(self) -> None:
-        while not self._stop:
-            phase = self.phase
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model="first", messages=[{"role": "user", "content": "json"}]
-            )
-            usage = raw.parse().usage
-            assert usage is not None
-            assert usage.completion_tokens == TOKENS
-            self._note(phase, raw.headers["x-hostler-worker"])
-
-    async def goes_on(self) -> None:
-        """Return once everybody has asked twice more and been answered."""
-        least = len(self.workers) + 4 * CALLERS
-        await wait_until_async(lambda: len(self.workers) >= least, "the load goes on", seconds=SECONDS)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator["Load"]:
-        """Raise the first error of any caller at the end of the block."""
-        async with self._client, asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
-                group.create_task(self.stream())
-                group.create_task(self.json())
-            yield self
-            self._stop = True
-
-
 @pytest.mark.parametrize("gib", [TWO_FIT, ONE_FITS])
 async def test_of_a_change_that_works_no_request_notices_more_than_a_wait(stack: Stack, gib: float) -> None:
     old = begin(stack, gib)
-    async with Load(stack).running() as load:
+    async with SteadyLoad(stack, "first", TOKENS).running() as load:
         await load.goes_on()
         patch(stack, engine_args={"max-num-seqs": 99})
         await wait_until_async(lambda: serving(stack) not in ("", old), "the new worker serves", seconds=SECONDS)
@@ -148,7 +88,7 @@ async def test_after_a_change_that_fails_the_endpoint_is_served_as_before_and_sa
 ) -> None:
     old = begin(stack, gib)
     stack.model("broken", Simulation(faults=Faults(crash_at_load="missing_model")))
-    async with Load(stack).running() as load:
+    async with SteadyLoad(stack, "first", TOKENS).running() as load:
         await load.goes_on()
         patch(stack, model="local/broken")
         await wait_until_async(lambda: change(stack)["state"] == "rolled_back", "it is rolled back", seconds=SECONDS)
@@ -179,24 +119,12 @@ def test_a_worker_that_becomes_ready_and_answers_no_request_of_the_gateway_gets_
     assert stack.ask("first").headers["x-hostler-worker"] == old
 
 
-def test_what_was_rolled_back_stays_so_over_a_restart_of_the_gateway(stack: Stack) -> None:
-    old = begin(stack, TWO_FIT)
+def test_a_restart_of_either_side_with_other_settings_touches_no_worker_and_no_roll_back(stack: Stack) -> None:
+    worker = begin(stack, TWO_FIT)
+    process = stack.engine_stats(worker)["pid"]
     stack.model("broken", Simulation(faults=Faults(crash_at_load="missing_model")))
     patch(stack, model="local/broken")
     wait_until(lambda: change(stack)["state"] == "rolled_back", "it is rolled back", seconds=SECONDS)
-    assert stack.gateway is not None
-    stack.gateway.stop()
-    stack.start_gateway()
-    wait_until(stack.is_ready, "the gateway is ready")
-    assert change(stack)["failure"]["kind"] == "model_missing"
-    assert stack.ask("first").headers["x-hostler-worker"] == old
-    patch(stack, labels={"team": "a"})
-    assert change(stack)["state"] == "rolled_back", "labels serve nobody otherwise"
-
-
-def test_a_restart_of_either_side_and_other_settings_touch_no_worker(stack: Stack) -> None:
-    worker = begin(stack, TWO_FIT)
-    process = stack.engine_stats(worker)["pid"]
     patch(stack, idle_seconds=1800, priority=5, aliases=["nick"], labels={"a": "b"}, max_workers=2, per_worker=8)
     stack.env |= {"HOSTLER_QUEUE_SECONDS": "500", "HOSTLER_GPU_MARGIN_MIB": "600", "HOSTLER_LOAD_SECONDS": "500"}
     for side, start in ((stack.gateway, stack.start_gateway), (stack.manager, stack.start_manager)):
@@ -205,4 +133,5 @@ def test_a_restart_of_either_side_and_other_settings_touch_no_worker(stack: Stac
         start()
         wait_until(stack.is_ready, "the gateway is ready")
         assert stack.ask("nick").headers["x-hostler-worker"] == worker
+        assert change(stack)["failure"]["kind"] == "model_missing"
     assert stack.engine_stats(worker)["pid"] == process

@@ -240,6 +240,24 @@ def test_step_by_step_a_change_comes_to_its_end_and_never_serves_with_fewer_whil
     assert len(current) <= asked.max_workers
 
 
+def test_a_successor_that_failed_is_tried_again_after_a_while_and_the_old_one_serves_until_then() -> None:
+    two = changed(in_flight=40, max_workers=2)
+    failed = new(8, state=WorkerState.FAILED, since=NOW - 299)
+    before = situation([two], [old(in_flight=1), new(in_flight=1), failed], one=3 * CARD)
+    decided = plan(before)
+    assert not drained(before, decided)
+    assert not started(before, decided)
+    assert decided.wake_at == NOW + 1
+    later = msgspec.structs.replace(before, now=NOW + 1)
+    decided = plan(later)
+    assert drained(later, decided) == {"a-8"}
+    assert "failed 300 s ago" in reasons(decided, Verb.DRAIN)
+    (made,) = started(later, decided)
+    assert made.model == "local/new"
+    full = msgspec.structs.replace(later, cards={**later.cards, "one": CARD})
+    assert not drained(full, plan(full)), "nobody who serves goes for a second try"
+
+
 @settings(max_examples=100, deadline=None)
 @given(changes(), st.sampled_from([WorkerState.FAILED, WorkerState.BACKOFF]))
 def test_while_a_successor_fails_the_old_ones_are_left_alone(before: Situation, state: WorkerState) -> None:

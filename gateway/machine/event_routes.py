@@ -1,6 +1,7 @@
 """`/api/events`: everything that changes, as server-sent events."""
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import msgspec
@@ -64,11 +65,12 @@ class EventRoutes(Controller):
 
 async def _stream(
     events: Events, wanted: Wanted, last: str | None, authorize: Callable[[], object]
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     events.listeners += 1
     try:
         number, lost = _place(events, last)
         yield b"retry: %d\n: hostler\n\n" % RETRY_MS
+        written = time.monotonic()
         while not events.closed:
             found, missed = events.after(number)
             if lost or missed:
@@ -77,8 +79,9 @@ async def _stream(
             found = found[:AT_ONCE]
             number = found[-1].number if found else number
             frames = b"".join(_frame(events, event) for event in found if wanted.wants(event))
-            if frames or not found:
-                yield frames or HEARTBEAT
+            if frames or not found or time.monotonic() - written >= HEARTBEAT_SECONDS:
+                yield frames or HEARTBEAT  # also to one for whom nothing of all that happens is
+                written = time.monotonic()
             await events.wait(number, HEARTBEAT_SECONDS)
             authorize()  # the key may have been revoked, or have expired, meanwhile
     except GatewayError as refused:

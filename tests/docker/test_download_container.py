@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.compose import ComposeStack, compose_stack, docker
+from tests.support.events import ALL, listening
 from tests.support.hub_server import HubServer, Repository
 from tests.support.waiting import wait_until
 
@@ -84,6 +85,14 @@ def test_a_hub_model_is_downloaded_by_a_job_and_served_by_an_engine_without_netw
     assert (stack.models / done["path"] / "model.safetensors").read_bytes() == WEIGHTS
     answer = stack.ask("tiny", max_tokens=4)
     assert answer.status_code == 200, answer.text
+    with listening(stack, last=ALL) as listener:
+        for told in (
+            {"kind": "download", "state": "running"},
+            {"kind": "endpoint", "state": "downloading"},
+            {"kind": "download", "state": "done", "bytes_done": done["bytes_done"]},
+            {"kind": "endpoint", "state": "hot"},
+        ):
+            assert listener.until(**told)
     engine = stack.project.engines()[answer.headers["x-hostler-worker"]]
     assert engine["HostConfig"]["NetworkMode"] == "none"
     assert [mount["RW"] for mount in engine["Mounts"] if mount["Destination"].startswith("/models/")] == [False]

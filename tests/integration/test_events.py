@@ -1,69 +1,26 @@
 """`/api/events` and the decision log of a real gateway: what they tell, to whom, and what becomes of listeners."""
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
+from tests.support.events import SECONDS, listening
 from tests.support.processes import REPOSITORY
 from tests.support.stack import Stack, bearer, running_stack
 from tests.support.waiting import wait_until
-
-SECONDS = 30.0
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with running_stack() as started:
         yield started
-
-
-class Listener:
-    """One open stream of events."""
-
-    def __init__(self, response: httpx.Response) -> None:
-        self._lines = response.iter_lines()
-        self.last = ""
-
-    def next(self) -> dict[str, Any]:
-        """The next event, with its kind."""
-        fields: dict[str, str] = {}
-        for line in self._lines:
-            name, _, value = line.partition(": ")
-            if line and name:
-                fields[name] = value
-            if not line and "event" in fields:
-                break
-            if not line:
-                fields = {}
-        self.last = fields.get("id", self.last)
-        return {"kind": fields["event"], **json.loads(fields["data"])}
-
-    def until(self, **wanted: Any) -> dict[str, Any]:
-        """The next event that has all of these."""
-        ends = time.monotonic() + SECONDS
-        while time.monotonic() < ends:
-            event = self.next()
-            if wanted.items() <= event.items():
-                return event
-        raise AssertionError(f"no event with {wanted}")
-
-
-@contextlib.contextmanager
-def listening(stack: Stack, key: str | None = None, last: str = "", **query: str) -> Iterator[Listener]:
-    headers = bearer(key or stack.key) | ({"last-event-id": last} if last else {})
-    with httpx.stream("GET", f"{stack.address}/api/events", headers=headers, params=query, timeout=SECONDS) as response:
-        assert response.status_code == 200, response.read()
-        assert response.headers["content-type"].startswith("text/event-stream")
-        yield Listener(response)
 
 
 def test_everything_that_becomes_of_an_endpoint_is_told_in_order_and_a_listener_resumes_where_it_was(

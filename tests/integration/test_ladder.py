@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine_simulator.configuration import Faults, Simulation
+from tests.support.events import ALL, listening
 from tests.support.processes import REPOSITORY, short_folder
 from tests.support.stack import Stack, running_stack
 from tests.support.waiting import wait_until
@@ -69,6 +70,13 @@ def test_two_models_share_a_card_that_holds_one_and_the_one_that_rests_wakes_ins
     assert {worker: pid(stack, worker) for worker in engines} == engines, "nobody was started twice"
     freed = [worker["sleep"]["freed_mib"] for worker in stack.workers()]
     assert freed == [1600, 1600]
+    with listening(stack, last=ALL, endpoint="one") as listener:
+        for told in (
+            {"residency": "asleep_1", "state": "asleep"},
+            {"verb": "wake"},
+            {"residency": "hot", "state": "ready"},
+        ):
+            listener.until(endpoint="one", **told)
 
 
 def cannot_sleep(stack: Stack, name: str) -> bool:

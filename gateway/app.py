@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import functools
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import msgspec
@@ -12,7 +11,6 @@ import structlog
 from litestar import Litestar
 from litestar.datastructures import State
 from litestar.di import Provide
-from litestar.exceptions import HTTPException
 
 from gateway.access.accounts import Accounts
 from gateway.access.gate import Gate
@@ -29,7 +27,9 @@ from gateway.audit.starts import started
 from gateway.audit.store import AuditStore
 from gateway.catalogue import Catalogue, EndpointStatuses
 from gateway.chronicle import Chronicle
-from gateway.database.connection import Database, DatabaseError
+from gateway.database.claim import claimed
+from gateway.database.connection import Database
+from gateway.database.watch import Watch
 from gateway.decisions import DecisionLog
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.registry import Registry
@@ -37,25 +37,24 @@ from gateway.endpoints.routes import EndpointRoutes, ModelRoutes
 from gateway.endpoints.status import Statuses
 from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
-from gateway.errors import Conflict, GatewayError, ManagerUnavailable
+from gateway.errors import Conflict
 from gateway.events import Events
-from gateway.http import on_bug, on_gateway_error, on_http_error
+from gateway.http import HANDLERS
 from gateway.learned import Learned
 from gateway.load_times import LoadTimes
 from gateway.logs import RequestLog
+from gateway.machine.backups import BackupRoutes, Backups
 from gateway.machine.event_routes import EventRoutes
-from gateway.machine.health import HealthRoutes
+from gateway.machine.health import HealthRoutes, Readiness
 from gateway.machine.routes import MachineRoutes
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
 from gateway.proxy import canary
-from gateway.proxy.call import request_id
 from gateway.proxy.hygiene import Hygiene, limits_of
 from gateway.proxy.pool import Pool
 from gateway.proxy.probe import Prober
 from gateway.proxy.relay import Relay
-from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
-from gateway.proxy.watch import impatient
+from gateway.proxy.route import InferenceEntry
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Limits, Scheduler
 from gateway.scheduling.sleep_failures import SleepFailures
@@ -120,6 +119,8 @@ class Gateway:
         self._tell()
         self.usage = UsageStore(database)
         self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
+        self.watch = Watch(database, well=self.recorder.try_now)
+        self.backups = Backups(database, settings.backups, settings.backups_kept)
         self.entry = InferenceEntry(
             self.keyring,
             self.sign_ins,
@@ -199,15 +200,16 @@ class Gateway:
         if self.demand.is_warm(spec.name):
             self.demand.poke(spec.name, spec.idle_seconds)
 
-    async def readiness(self) -> dict[str, str]:
-        """The state of each part: `ok`, or a sentence."""
-        try:
-            await self.database.ping()
-            database = "ok"
-        except DatabaseError as problem:
-            database = f"it cannot be read ({problem})"
-        manager = "ok" if self.scheduler.observed is not None else "it has not answered yet"
-        return {"database": database, "worker_manager": manager}
+    def readiness(self) -> Readiness:
+        """The state of each part; inference needs nothing but the manager's word of the workers, once."""
+        trouble, seen = self.watch.trouble, self.scheduler.observed is not None
+        database = trouble.sentence() if trouble else "ok"
+        if trouble is None and self.recorder.failing:
+            database = f"usage of {self.recorder.unwritten} requests waits to be written"
+        manager = "it has not answered yet" if not seen else "it does not answer; ready workers serve on"
+        return Readiness(
+            {"database": database, "worker_manager": "ok" if self.scheduler.connected else manager}, inference=seen
+        )
 
     def notice_access(self, event: AccessEvent) -> None:
         """Count sign-ins that failed."""
@@ -225,6 +227,7 @@ class Gateway:
         for slot in self.demand.slots.values():
             self.metrics.workers.labels(slot.endpoint, slot.state.value).inc()
         self.metrics.manager_up.set(1 if self.scheduler.connected else 0)
+        self.metrics.database_ok.set(0 if self.watch.trouble or self.recorder.failing else 1)
         self.metrics.usage_unwritten.set(self.recorder.unwritten)
         self.metrics.tasks.set(len(asyncio.all_tasks()))
         self.metrics.idle_connections.set(self.pool.idle)
@@ -253,8 +256,10 @@ class Gateway:
 @contextlib.asynccontextmanager
 async def running(settings: Settings) -> AsyncIterator[Gateway]:
     """A whole gateway, from its database to its last connection."""
-    gateway = Gateway(settings, await Database.open(settings.data))
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(claimed(settings.data))
+        gateway = Gateway(settings, await Database.open(settings.data))
+        stack.push_async_callback(gateway.close)
         await gateway.load()
         await started(gateway.audit, settings)
         gateway.scheduler.start()
@@ -267,6 +272,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
             asyncio.create_task(gateway.refusals.run(), name="refusals"),
             asyncio.create_task(gateway.ledger.run(), name="budgets"),
+            asyncio.create_task(gateway.watch.run(), name="database watch"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
@@ -275,8 +281,6 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.gather(*keepers, return_exceptions=True)
-    finally:
-        await gateway.close()
 
 
 def litestar(gateway: Gateway) -> Litestar:
@@ -302,11 +306,22 @@ def litestar(gateway: Gateway) -> Litestar:
         "audit": gateway.audit,
         "settle": gateway.sign_ins.write,
         "recorder": gateway.recorder,
+        "backups": gateway.backups,
     }
     return Litestar(
-        [HealthRoutes, EndpointRoutes, ModelRoutes, KeyRoutes, MachineRoutes, EventRoutes, UsageRoutes, AuditRoutes],
+        [
+            HealthRoutes,
+            EndpointRoutes,
+            ModelRoutes,
+            KeyRoutes,
+            MachineRoutes,
+            EventRoutes,
+            UsageRoutes,
+            AuditRoutes,
+            BackupRoutes,
+        ],
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
-        exception_handlers={GatewayError: on_gateway_error, HTTPException: on_http_error, Exception: on_bug},
+        exception_handlers=HANDLERS,
         state=State({"keyring": gateway.keyring, "sign_ins": gateway.sign_ins}),
         openapi_config=None,
         logging_config=None,
@@ -316,83 +331,3 @@ def litestar(gateway: Gateway) -> Litestar:
 
 def _giver(thing: Any) -> Callable[[], Any]:
     return lambda: thing
-
-
-class Application:
-    """The ASGI application: everything but inference, which the server hands straight to its entry."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._gateway: Gateway | None = None
-        self._litestar: Any = None
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection's request, or the life of the process."""
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-            return
-        if self._gateway is None:
-            raise ManagerUnavailable("The gateway is starting", retry_after=1)
-        await _named(self._litestar, scope, impatient(receive, self._settings.body_seconds), send)
-
-    def stopping(self) -> None:
-        """The server begins to stop."""
-        if self._gateway is not None:
-            self._gateway.events.close()
-
-    def direct(self, path: str) -> InferenceEntry | None:
-        """The handler of inference; None for every other path."""
-        if self._gateway is not None and (path in INFERENCE_ROUTES or path.startswith("/v1/responses/")):
-            return self._gateway.entry
-        return None
-
-    async def _live(self, receive: Any, send: Any) -> None:
-        await receive()
-        stack = contextlib.AsyncExitStack()
-        try:
-            self._gateway = await stack.enter_async_context(running(self._settings))
-            self._litestar = litestar(self._gateway)
-        except Exception as problem:  # the root of start-up: said in one sentence, then the process ends
-            log.exception("gateway cannot start")
-            await stack.aclose()
-            await send({"type": "lifespan.startup.failed", "message": str(problem)})
-            return
-        log.info("gateway started", host=self._settings.host, port=self._settings.port)
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await stack.aclose()
-        log.info("gateway stopped")
-        await send({"type": "lifespan.shutdown.complete"})
-
-
-async def _named(app: Any, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
-    """Run an ASGI app with a request id on its answer and a line in the log."""
-    own_id = request_id(dict(scope["headers"]))
-    scope["state"]["request_id"] = own_id.decode()
-    began = time.perf_counter()
-    status = 0
-
-    async def named_send(message: Any) -> None:
-        nonlocal status
-        if message["type"] == "http.response.start":
-            status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", own_id)]
-        await send(message)
-
-    try:
-        await app(scope, receive, named_send)
-    finally:
-        if not _is_probe(scope["path"], status):
-            log.info(
-                "request",
-                request_id=own_id.decode(),
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                ms=round((time.perf_counter() - began) * 1000, 1),
-            )
-
-
-def _is_probe(path: str, status: int) -> bool:
-    """Health checks and scrapes that went well would drown everything else."""
-    return path in {"/livez", "/readyz", "/metrics", "/healthz", "/healthcheck"} and status == 200  # noqa: PLR2004

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gateway
 from gateway import logs
-from gateway.app import Application
+from gateway.application import Application
 from gateway.audit.verify import verify
 from gateway.database.connection import FILE_NAME
 from gateway.server import serve

@@ -21,6 +21,8 @@ GatewayError
 │   └── EndpointFailed      503  its workers fail; the message says why
 ├── Stopping                503  the gateway is being stopped
 ├── ManagerUnavailable      503  the worker manager does not answer
+├── DatabaseUnavailable     503  the database's file or disk fails; the message says how
+├── BackupFailed            503  no backup could be made
 └── EngineTooSlow           504
 """
 
@@ -197,6 +199,22 @@ class ManagerUnavailable(GatewayError):
     status = 503
     type = "service_unavailable_error"
     code = "manager_unavailable"
+
+
+class DatabaseUnavailable(GatewayError):
+    """The database's file or its disk fails, and this request needs it. Nothing was changed."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "database_unavailable"
+
+
+class BackupFailed(GatewayError):
+    """No backup could be made; the ones that are there stay."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "backup_failed"
 
 
 class Stopping(GatewayError):

@@ -1,5 +1,6 @@
 """What every Litestar route needs: a body as a struct, a scope as a guard, an error as the one error shape."""
 
+import sqlite3
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,9 +15,11 @@ from gateway.access.keyring import Keyring
 from gateway.access.sign_ins import SignIns
 from gateway.actor import Actor, acting
 from gateway.bodies import decoded
+from gateway.database.trouble import trouble_of
 from gateway.errors import (
     BadRequest,
     BodyTooLarge,
+    DatabaseUnavailable,
     GatewayError,
     InternalError,
     MethodNotAllowed,
@@ -26,6 +29,8 @@ from gateway.errors import (
 from gateway.types import Scope
 
 log = structlog.get_logger(__name__)
+
+DATABASE_RETRY_SECONDS = 5.0
 
 Body = TypeVar("Body")
 
@@ -97,6 +102,15 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     return answer(known) if known is not None else on_bug(request, error)
 
 
+def on_database_error(request: Request[Any, Any, Any], error: sqlite3.Error) -> Response[bytes]:
+    """A file or a disk that fails is told as such; any other error of SQLite's is a bug of ours."""
+    trouble = trouble_of(error)
+    if trouble is None:
+        return on_bug(request, error)
+    message = f"{trouble.sentence()}. Nothing was changed; inference goes on"
+    return answer(DatabaseUnavailable(message, retry_after=DATABASE_RETRY_SECONDS))
+
+
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The last handler: a bug of ours. The log gets the cause, the caller the request id."""
     request_id = request_id_of(request)
@@ -104,3 +118,12 @@ def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     return answer(
         InternalError(f"The gateway failed on this request; its log has the cause under the request id {request_id}")
     )
+
+
+HANDLERS: Any = {
+    GatewayError: on_gateway_error,
+    HTTPException: on_http_error,
+    sqlite3.Error: on_database_error,
+    Exception: on_bug,
+}
+"""Litestar's exception handlers."""

@@ -66,10 +66,15 @@ class RequestLine(msgspec.Struct):
 
 
 class Output:
-    """Standard error as whole lines, those of requests a moment late. Everything comes in the order it was logged."""
+    """Standard error as whole lines, those of requests a moment late. Everything comes in the order it was logged.
+
+    Lines that can't be written (a log file on a full disk) are dropped: a request must not fail of its log.
+    """
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        self.lost = 0
+        """Lines that were dropped."""
         self._lock = threading.RLock()  # a library may log from a thread of its own
 
     def write(self, text: str) -> None:
@@ -92,9 +97,12 @@ class Output:
         """Write what waits."""
         with self._lock:
             if self._lines:
-                sys.stderr.buffer.write(b"".join(self._lines))
-                sys.stderr.buffer.flush()
-                self._lines.clear()
+                lines, self._lines = self._lines, []
+                try:
+                    sys.stderr.buffer.write(b"".join(lines))
+                    sys.stderr.buffer.flush()
+                except OSError:
+                    self.lost += len(lines)
 
 
 class RequestLog:

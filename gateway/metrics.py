@@ -99,6 +99,9 @@ class Metrics:
         self.usage_unwritten = Gauge(
             "hostler_usage_unwritten", "Requests whose usage waits to be written", registry=self.registry
         )
+        self.database_ok = Gauge(
+            "hostler_database_ok", "1 while the database takes writes, is whole, and has room", registry=self.registry
+        )
         self.manager_up = Gauge("hostler_manager_up", "1 while the worker manager answers", registry=self.registry)
         self.tasks = Gauge("hostler_tasks", "Tasks of the event loop", registry=self.registry)
         self.idle_connections = Gauge(

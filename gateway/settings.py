@@ -21,6 +21,7 @@ POSITIVE = (
     "max_waiting",
     "sign_ins_per_minute",
     "usage_days",
+    "backups_kept",
     "max_n",
     "max_schema_kib",
     "max_json_depth",
@@ -42,6 +43,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """TCP port to listen on."""
     data: Path = Path("data")
     """Folder of the database."""
+    backups: Path = Path("backups")
+    """Folder of the database's backups; on another disk it outlives this one."""
+    backups_kept: int = 7
+    """How many backups are kept there; the oldest go."""
     models: Path = Path("models")
     """Models folder: local/NAME is yours, hub/ORG/NAME/COMMIT comes from downloads. Read, never written."""
     run: Path = Path("run")

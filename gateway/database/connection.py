@@ -19,6 +19,7 @@ import structlog
 from gateway.actor import Actor, acting
 from gateway.database.chain import COLUMNS, START, Change, Record, linked
 from gateway.database.migrate import migrate, scripts
+from gateway.database.trouble import DAMAGED, Trouble, trouble_of
 
 log = structlog.get_logger(__name__)
 
@@ -33,6 +34,10 @@ class Database:
         self._connection = connection
         self._writing = asyncio.Lock()
         self.path = path
+        self.trouble: Trouble | None = None
+        """Why its last use failed; only `watch` takes it away again."""
+        self.writing_since: float | None = None
+        """When the write that is under way began (monotonic clock)."""
 
     @classmethod
     async def open(cls, folder: Path) -> "Database":
@@ -56,27 +61,55 @@ class Database:
 
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+        try:
+            return [tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)]
+        except sqlite3.Error as problem:
+            self.note(problem)
+            raise
+
+    def note(self, problem: BaseException) -> None:
+        """Remember what an error says of the file; damage outlasts whatever comes later."""
+        found = trouble_of(problem)
+        if found is not None and not (self.trouble is not None and self.trouble.is_damage):
+            self.trouble = found
+
+    def suspect(self) -> None:
+        """Take the file for damaged until it has been read through."""
+        self.trouble = DAMAGED
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator["Transaction"]:
         """A write transaction; it is rolled back if the block raises. Nobody else writes meanwhile."""
         async with self._writing:
+            self.writing_since = time.monotonic()
             try:
                 await self._connection.execute("BEGIN IMMEDIATE")
                 writing = Transaction(self._connection)
                 yield writing
                 await self._connection.execute("COMMIT")
-            except BaseException:
+            except BaseException as problem:
+                self.note(problem)
                 # also where BEGIN was cancelled on its way or COMMIT failed: a transaction left open would be the last
-                with contextlib.suppress(sqlite3.OperationalError):  # there was none to roll back
+                with contextlib.suppress(sqlite3.DatabaseError):  # there was none to roll back
                     await self._connection.execute("ROLLBACK")
                 raise
+            finally:
+                self.writing_since = None
         writing.tell()
 
     async def ping(self) -> None:
         """Raise sqlite3.Error if the database can't be read."""
         await self.rows("SELECT count(*) FROM sqlite_schema")
+
+    async def try_to_write(self) -> None:
+        """Write one page that changes nothing. Raises sqlite3.Error if that can't be done."""
+        [(version,)] = await self.rows("PRAGMA user_version")
+        async with self.transaction() as write:
+            await write.execute(f"PRAGMA user_version = {version}")
+
+    async def forget_pages(self) -> None:
+        """Read from the file again what was read before: it may have been mended since."""
+        await self.rows("PRAGMA shrink_memory")
 
     async def close(self) -> None:
         """Finish and close. Must be called, or the process lives on."""

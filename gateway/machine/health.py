@@ -1,6 +1,7 @@
 """Liveness, readiness, metrics."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from typing import NamedTuple
 
 from litestar import Controller, Response, get
 
@@ -11,15 +12,20 @@ from gateway.types import Scope
 
 
 class NotReady(GatewayError):
-    """Inference can't go on, or only in part."""
+    """Inference can't go on."""
 
     status = 503
     type = "service_unavailable_error"
     code = "not_ready"
 
 
-Readiness = Callable[[], Awaitable[dict[str, str]]]
-"""The state of each part, `ok` or a sentence."""
+class Readiness(NamedTuple):
+    """What `GET /readyz` tells."""
+
+    parts: dict[str, str]
+    """The state of each part: `ok`, or what is wrong."""
+    inference: bool
+    """Whether inference can go on all the same."""
 
 
 class HealthRoutes(Controller):
@@ -30,14 +36,14 @@ class HealthRoutes(Controller):
         """The process answers."""
         return Response({"status": "ok"})
 
-    @get("/readyz")
-    async def readyz(self, readiness: Readiness) -> Response[dict[str, object]] | Response[bytes]:
-        """200 while inference can go on: the database is readable and the manager has been seen."""
-        parts = await readiness()
+    @get("/readyz", sync_to_thread=False)
+    def readyz(self, readiness: Callable[[], Readiness]) -> Response[dict[str, object]] | Response[bytes]:
+        """200 while inference can go on, `degraded` where something else can't; 503 where nothing can."""
+        parts, inference = readiness()
         bad = [f"{part}: {state}" for part, state in parts.items() if state != "ok"]
-        if bad:
+        if not inference:
             return answer(NotReady(f"Not ready. {'; '.join(bad)}", retry_after=2))
-        body: dict[str, object] = {"status": "ok", "parts": parts}
+        body: dict[str, object] = {"status": "degraded" if bad else "ok", "parts": parts}
         return Response(body)
 
     @get("/metrics", guards=[needs(Scope.METRICS)], sync_to_thread=False)

@@ -37,10 +37,17 @@ class SleepFailures:
 
     async def load(self) -> None:
         """Read what the database holds, and drop what is old."""
-        async with self._database.transaction() as write:
-            await write.execute("DELETE FROM sleep_failures WHERE at < ?", (self._clock() - KEPT_SECONDS,))
+        try:
+            async with self._database.transaction() as write:
+                await write.execute("DELETE FROM sleep_failures WHERE at < ?", (self._clock() - KEPT_SECONDS,))
+        except DatabaseError as problem:  # a full disk; whoever reads looks at the time as well
+            log.warning("old sleep failures could not be deleted", problem=str(problem))
         rows = await self._database.rows("SELECT engine, model, level, reason, at FROM sleep_failures")
-        self._known = {Key(engine, model, Residency(level)): (reason, at) for engine, model, level, reason, at in rows}
+        for engine, model, level, reason, at in rows:
+            try:
+                self._known[Key(engine, model, Residency(level))] = (reason, at)
+            except ValueError as problem:
+                log.warning("sleep failure unreadable", model=model, problem=str(problem))
 
     async def learn(self, workers: Iterable[ObservedWorker], host: HostFacts) -> None:
         """Take note of failures that the manager shows; what can't be written now is written with the next ones."""

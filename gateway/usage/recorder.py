@@ -45,6 +45,8 @@ class Recorder:
         self._task: asyncio.Task[None] | None = None
         self._stopping = False
         self._complained = -COMPLAINT_SECONDS
+        self.failing = False
+        """Whether the last write failed."""
 
     @property
     def unwritten(self) -> int:
@@ -74,6 +76,11 @@ class Recorder:
         self._arrived.set()
         self._hurry.set()
         await done
+
+    def try_now(self) -> None:
+        """The database is well again: do not wait for the next try."""
+        if self.failing:
+            self._hurry.set()
 
     async def stop(self) -> None:
         """Write what is left, within a bound; what cannot be written by then is lost and said to be."""
@@ -120,8 +127,10 @@ class Recorder:
             try:
                 await self._store.add(batch)
             except DatabaseError as problem:
+                self.failing = True
                 self._complain("usage cannot be written, and is kept in memory", problem=str(problem))
                 return False
+            self.failing = False
             for _ in batch:
                 self._waiting.popleft()
             left -= len(batch)

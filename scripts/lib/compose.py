@@ -7,6 +7,8 @@ from lib import dotenv, machine
 from lib.console import ROOT, Problem, answer, do, say, warn
 
 SERVICES = ("gateway", "worker_manager")
+FURTHER = ("litestream",)
+"""Services with a profile of their name."""
 WORKER_STOP_SECONDS = 10
 MANAGER_UID = "10001"
 
@@ -54,7 +56,14 @@ def build(*, gpu: bool) -> None:
 
 def up(*, gpu: bool) -> None:
     """Create and start both services; those that run unchanged stay as they are."""
-    do(command("up", "--detach", "--no-build", *SERVICES, gpu=gpu), "Starting the containers", env=environment())
+    words = ("up", "--detach", "--no-build", *SERVICES, *further())
+    do(command(*words, gpu=gpu), "Starting the containers", env=environment())
+
+
+def further() -> tuple[str, ...]:
+    """Services that COMPOSE_PROFILES asks for."""
+    wanted = (dotenv.settings().get("COMPOSE_PROFILES") or "").split(",")
+    return tuple(service for service in FURTHER if service in wanted)
 
 
 def running() -> bool:

@@ -38,6 +38,7 @@ class Stack(Hostler):
             "HOSTLER_ADMIN_KEY": ADMIN_KEY,
             "HOSTLER_PORT": str(self.port),
             "HOSTLER_DATA": str(folder / "data"),
+            "HOSTLER_BACKUPS": str(folder / "backups"),
             "HOSTLER_MODELS": str(self.models),
             "HOSTLER_RUN": str(self.run),
             "HOSTLER_CACHE": str(folder / "cache"),

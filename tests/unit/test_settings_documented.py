@@ -18,12 +18,15 @@ COMPOSE_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]+)")
 COMPOSE_ONLY = {
     "BASE_IMAGE": "python:3.13-slim",
     "DOCKER_GID": "0",
+    "HOSTLER_BACKUP_RECIPIENT": "",
     "HOSTLER_DOCKER_SOCKET": "/var/run/docker.sock",
+    "HOSTLER_LITESTREAM_IMAGE": "litestream/litestream:0.3.13",
+    "HOSTLER_LITESTREAM_REPLICA": "",
     "HOSTLER_MANAGER_UID": "0",
     "HOSTLER_STOP_GRACE": "45s",
     "HOSTLER_TAG": "latest",
 }
-"""Variables of compose.yaml that neither process reads, with their defaults."""
+"""Variables of compose.yaml and the scripts that neither process reads, with their defaults."""
 
 SET_BY_SCRIPTS = {"HOSTLER_REVISION"}
 """Variables that scripts/up gives to compose and nobody else needs to know."""

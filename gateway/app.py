@@ -206,6 +206,10 @@ class Gateway:
         database = trouble.sentence() if trouble else "ok"
         if trouble is None and self.recorder.failing:
             database = f"usage of {self.recorder.unwritten} requests waits to be written"
+        if database == "ok" and (rows := len(self.database.unreadable)):
+            database = (
+                f"{rows} rows can't be read and are left out; the log names them: delete those endpoints and keys"
+            )
         manager = "it has not answered yet" if not seen else "it does not answer; ready workers serve on"
         return Readiness(
             {"database": database, "worker_manager": "ok" if self.scheduler.connected else manager}, inference=seen

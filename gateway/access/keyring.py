@@ -175,8 +175,10 @@ class Keyring:
         return key
 
     async def revoke(self, key_id: str) -> None:
-        """Delete a key; the next request with it is refused. Raises NotFound."""
+        """Delete a key; the next request with it is refused. One that can't be read is deleted too. Raises NotFound."""
         async with self._writing:
+            if await self._store.discard(key_id):
+                return
             old = self.get(key_id)
             await self._store.remove(old)
             del self._stored[key_id], self._known[key_id]

@@ -91,8 +91,19 @@ class KeyStore:
         self._database = database
 
     async def all(self) -> list[StoredKey]:
-        """Every key, oldest first."""
-        return [key for key in map(_decoded, await self._database.rows(SELECT)) if key is not None]
+        """Every key that can be read, oldest first."""
+        found: list[StoredKey] = []
+        for row in await self._database.rows(SELECT):
+            key = _decoded(row)
+            if key is None:
+                self._database.unreadable["keys", str(row[0])] = "the log says why"
+            else:
+                found.append(key)
+        return found
+
+    async def discard(self, key_id: str) -> bool:
+        """Delete a key that can't be read; whether there was one."""
+        return await self._database.discard("keys", "id", key_id)
 
     async def add(self, key: StoredKey) -> None:
         """Write a new key. Raises IntegrityError if its id or digest is there already."""

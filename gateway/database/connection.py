@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import aiosqlite
 import structlog
@@ -38,6 +38,8 @@ class Database:
         """Why its last use failed; only `watch` takes it away again."""
         self.writing_since: float | None = None
         """When the write that is under way began (monotonic clock)."""
+        self.unreadable: dict[tuple[str, str], str] = {}
+        """Rows that a store could make nothing of, by table and name, and why; whoever deletes one takes it out."""
 
     @classmethod
     async def open(cls, folder: Path) -> "Database":
@@ -72,6 +74,16 @@ class Database:
         found = trouble_of(problem)
         if found is not None and not (self.trouble is not None and self.trouble.is_damage):
             self.trouble = found
+
+    async def discard(self, table: Literal["endpoints", "keys"], column: str, name: str) -> bool:
+        """Delete a row that can't be read; whether there was one."""
+        if (table, name) not in self.unreadable:
+            return False
+        async with self.transaction() as write:
+            await write.execute(f"DELETE FROM {table} WHERE {column} = ?", (name,))  # noqa: S608 - our own names
+            await write.audit(Change(f"{table[:-1]}.discard", name, None, None))
+        del self.unreadable[table, name]
+        return True
 
     def suspect(self) -> None:
         """Take the file for damaged until it has been read through."""

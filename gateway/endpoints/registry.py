@@ -221,6 +221,10 @@ class Registry:
             await self._store_again(msgspec.structs.replace(endpoint, rolled_back=rolled_back), change)
             return rolled_back
 
+    async def discard(self, name: str) -> bool:
+        """Delete what is stored under this name and can't be read: then the name is free. Whether there was any."""
+        return await self._store.discard(name)
+
     async def remove(self, name: str) -> Endpoint:
         """Delete an endpoint. Raises NotFound."""
         endpoint = self.get(name)

@@ -86,8 +86,9 @@ class EndpointRoutes(Controller):
 
     @delete("/{name:path}")
     async def remove(self, name: str, registry: Registry, changed: Changed) -> None:
-        """Forget an endpoint; its workers finish what they serve and go."""
-        await registry.remove(name.lstrip("/"))
+        """Forget an endpoint; its workers finish what they serve and go. One that can't be read goes as well."""
+        if not await registry.discard(name.lstrip("/")):
+            await registry.remove(name.lstrip("/"))
         changed()
 
     @post("/{name:path}", status_code=202)

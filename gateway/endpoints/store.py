@@ -29,8 +29,12 @@ class EndpointStore:
             try:
                 good.append(_endpoint(*row))
             except msgspec.MsgspecError as problem:
-                bad[str(name)] = str(problem)
+                bad[str(name)] = self._database.unreadable["endpoints", str(name)] = str(problem)
         return good, bad
+
+    async def discard(self, name: str) -> bool:
+        """Delete an endpoint that can't be read; whether there was one."""
+        return await self._database.discard("endpoints", "name", name)
 
     async def add(self, endpoint: Endpoint) -> None:
         """Write a new endpoint. Raises Conflict if the name is taken."""

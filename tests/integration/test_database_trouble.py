@@ -203,12 +203,13 @@ def test_a_gateway_killed_on_a_full_disk_comes_back_though_nothing_can_be_writte
 
 def test_rows_that_cannot_be_read_harm_only_themselves(stack: Stack) -> None:
     key = stack.client.post("/api/keys", json={"name": "good"}).json()["key"]
+    spoilt = stack.client.post("/api/keys", json={"name": "spoilt"}).json()["id"]
     assert stack.gateway is not None
     stack.gateway.stop()
     path = Path(stack.env["HOSTLER_DATA"]) / "hostler.db"
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as writer:
         writer.execute("INSERT INTO endpoints (name, spec, created_at, updated_at) VALUES ('spoilt', '[1]', 0, 0)")
-        writer.execute("UPDATE keys SET scopes = '[\"no such scope\"]' WHERE name = 'made later'")
+        writer.execute("UPDATE keys SET scopes = '[\"no such scope\"]' WHERE name = 'spoilt'")
         writer.execute("INSERT INTO measured_memory VALUES ('a', 'b', 'c', 'd', '7', 0)")
     stack.start_gateway()
     wait_until(stack.is_ready, "inference can go on")
@@ -223,6 +224,13 @@ def test_rows_that_cannot_be_read_harm_only_themselves(stack: Stack) -> None:
         "key unreadable",
         "measurement unreadable",
     }
+    status, state, reason = readiness(stack)
+    assert (status, state) == (200, "degraded")
+    assert reason.startswith("2 rows can't be read and are left out")
+    assert stack.client.delete(f"/api/keys/{spoilt}").status_code == 204
+    assert stack.client.delete("/api/endpoints/spoilt").status_code == 204
+    assert well(stack)
+    stack.endpoint("spoilt")
 
 
 def refuses_to_start(data: Path, sentence: str) -> None:

@@ -25,7 +25,7 @@ FROM build AS gateway-build
 COPY requirements/gateway.txt /tmp/requirements.txt
 RUN $INSTALL && /opt/hostler/venv/bin/python $COMPILE /opt/hostler/venv
 COPY gateway /opt/hostler/app/gateway
-COPY worker_manager/__init__.py worker_manager/contract.py /opt/hostler/app/worker_manager/
+COPY worker_manager/__init__.py worker_manager/contract.py worker_manager/engine_flags.py /opt/hostler/app/worker_manager/
 RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler/app
 
 FROM build AS manager-build

@@ -175,17 +175,22 @@ class Gateway:
         self.scheduler.look_again()
 
     async def prepare(self, spec: EndpointSpec) -> None:
-        """Start the download of a model that is not here. Raises Conflict if the manager refuses it."""
-        if spec.is_local() or self.registry.facts(spec) is not None:
-            return
-        wanted = DownloadSpec(model=spec.model, revision=spec.revision or "main")
-        asked = msgspec.to_builtins(wanted) | {"for": spec.name}
-        await self.audit.note("download.start", spec.model, after=asked)
+        """Start the downloads of a model and adapters that are not here. Raises Conflict if the manager refuses one."""
+        if not spec.is_local() and self.registry.facts(spec) is None:
+            await self._download(spec.name, spec.model, spec.revision, "model")
+        for source in spec.adapters.values():
+            if not source.is_local() and self.registry.adapter_facts(source) is None:
+                await self._download(spec.name, source.model, source.revision, "adapters")
+
+    async def _download(self, endpoint: str, model: str, revision: str | None, param: str) -> None:
+        wanted = DownloadSpec(model=model, revision=revision or "main")
+        asked = msgspec.to_builtins(wanted) | {"for": endpoint}
+        await self.audit.note("download.start", model, after=asked)
         try:
             await self.manager.download(wanted)
         except ManagerRefused as refused:
-            await self.audit.note("download.refused", spec.model, after=asked | {"message": refused.sentences()})
-            raise Conflict(refused.sentences(), param="model") from refused
+            await self.audit.note("download.refused", model, after=asked | {"message": refused.sentences()})
+            raise Conflict(refused.sentences(), param=param) from refused
 
     async def touch(self, spec: EndpointSpec, order: str) -> None:
         """Start or stop an endpoint's workers."""

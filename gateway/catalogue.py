@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from gateway.adapter_catalogue import AdapterCatalogue, download_of
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned, served_as
 from gateway.endpoints.registry import Registry
-from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, promised_mib
+from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, lora_host_mib, promised_mib
 from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView, rolling, said
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import sentences
@@ -20,7 +21,6 @@ from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.types import Verb, WantedEndpoint
 from gateway.sizes import Sizes, WorkerSize
 from worker_manager.contract import (
-    Download,
     DownloadState,
     HostFacts,
     ObservedSet,
@@ -50,10 +50,12 @@ class Catalogue:
         self._sizes = sizes
         self._earlier_sizes = sizes.apart()
         self._seen = ModelsSeen(registry, clock)
+        self.adapters = AdapterCatalogue(registry, clock)
 
     def forget(self) -> None:
         """Look at all files afresh: something has changed."""
         self._seen.forget()
+        self.adapters.forget()
 
     async def look(self) -> None:
         """Look at the files of all models beside the event loop, where that was not done just now."""
@@ -122,9 +124,13 @@ class Catalogue:
         if facts is None or not isinstance(found, WorkerSize):
             return base
         promise = promised_mib(spec) if found.gpus else None
+        adapters, problems = self.adapters.of(spec, facts)
         return msgspec.structs.replace(
             base,
             template=template(spec, facts, promise),
+            adapters=adapters,
+            adapter_problems=problems,
+            sleep_host_mib=facts.weights_mib + (found.lora_mib or 0),
             blocked="",
             gpus=found.gpus,
             asked_gpus=found.gpus if spec.gpus is not None else None,
@@ -145,7 +151,7 @@ class Catalogue:
         for spec in self._specs():
             facts, _ = self.facts(spec)
             if facts is not None:
-                need = cpu_need(facts.weights_mib, cpu_cache_mib(spec, host))
+                need = cpu_need(facts.weights_mib, cpu_cache_mib(spec, host), lora_host_mib(spec, facts, 0))
                 found[facts.path] = max(found.get(facts.path, 0), need)
         return found
 
@@ -196,12 +202,6 @@ class Catalogue:
         return {endpoint.spec.name: endpoint.spec.per_worker for endpoint in self._registry.all()}
 
 
-def download_of(spec: EndpointSpec, downloads: tuple[Download, ...]) -> Download | None:
-    """The download of an endpoint's model, if there is one."""
-    wanted = (spec.model, spec.revision or "main")
-    return next((download for download in downloads if (download.model, download.revision) == wanted), None)
-
-
 def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> WorkerSpec:
     """What each worker of an endpoint looks like, but for its id and its GPUs."""
     return WorkerSpec(
@@ -213,6 +213,7 @@ def template(spec: EndpointSpec, facts: ModelFacts, promise_mib: int | None) -> 
         gpu_memory_mib=promise_mib,
         max_model_len=spec.max_model_len,
         args=spec.engine_args,
+        lora=spec.lora,
     )
 
 
@@ -256,6 +257,7 @@ class EndpointStatuses:
             sleep=self._sleep(spec, workers),
             learned={"load_seconds": queue.last_load_seconds} if queue and queue.last_load_seconds else {},
             change=change,
+            adapters=self._catalogue.adapters.views(spec, workers, self._catalogue.facts(spec)[0], observed),
         )
 
     def _size(self, spec: EndpointSpec, observed: ObservedSet | None) -> WorkerSize | None:

@@ -62,6 +62,7 @@ class Chronicle:
             memory_mib=worker.spec.gpu_memory_mib,
             reason=worker.reason,
             failure=_short(worker.failure),
+            adapters={one.name: one.state.value for one in worker.adapters},
         )
 
     def planned(self, plan: Plan, *, connected: bool) -> None:
@@ -111,8 +112,9 @@ def sameness(decision: Decision) -> tuple[str, ...]:
 def _worker(worker: ObservedWorker) -> tuple[Any, ...]:
     failed_at = worker.failure.at if worker.failure is not None else None
     reason = NUMBERS.sub("", worker.reason)
+    adapters = tuple((one.name, one.state) for one in worker.adapters)
     # `since`: one that went and came back between two looks is in the state it was in
-    return (worker.spec.endpoint, worker.state, worker.residency, worker.since, reason, failed_at)
+    return (worker.spec.endpoint, worker.state, worker.residency, worker.since, reason, failed_at, adapters)
 
 
 def _download(download: Download) -> tuple[Any, ...]:

@@ -15,7 +15,8 @@ import structlog
 from gateway.database.connection import Database, DatabaseError
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.memory.estimate import Measured
-from worker_manager.contract import GPU_CONTEXT_MIB, FlagValue, HostFacts, ObservedSet, ObservedWorker
+from worker_manager.contract import GPU_CONTEXT_MIB, HostFacts, LoraRoom, ObservedSet, ObservedWorker
+from worker_manager.engine_flags import FlagValue
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,7 @@ class Learned:
         if not host.gpus:
             return None
         largest = max(host.gpus, key=lambda gpu: (gpu.memory_total_mib, -gpu.index))
-        key = Key(_model(model), host.engine, largest.name, flags_hash(spec.engine_args, gpus))
+        key = Key(_model(model), host.engine, largest.name, flags_hash(spec.engine_args, gpus, spec.lora))
         if host.engine:
             known = self._known.get(key)
             return known[1] if known is not None else None
@@ -81,7 +82,7 @@ class Learned:
             if model is None or shown is None:
                 continue
             gpu = names.get(worker.spec.gpus[0], "")
-            flags = flags_hash(worker.spec.args, len(worker.spec.gpus))
+            flags = flags_hash(worker.spec.args, len(worker.spec.gpus), worker.spec.lora)
             self._keep(Key(_model(model), worker.measured.engine, gpu, flags), shown)
         self._seen = {worker.spec.id: at for worker in observed.workers if (at := self._seen.get(worker.spec.id))}
 
@@ -120,9 +121,9 @@ class Learned:
                 del self._unsaved[key]
 
 
-def flags_hash(args: Mapping[str, FlagValue], gpus: int) -> str:
+def flags_hash(args: Mapping[str, FlagValue], gpus: int, lora: LoraRoom | None = None) -> str:
     """Whatever memory depends on beside model, engine and card; names, lengths and promises are not among it."""
-    text = msgspec.json.encode([gpus, sorted(args.items())])
+    text = msgspec.json.encode([gpus, sorted(args.items()), *([lora] if lora is not None else [])])
     return hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -4,7 +4,15 @@ from typing import Any
 
 import msgspec
 
-from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, cpu_length, gpus_of, promised_mib, size_of
+from gateway.endpoints.sizing import (
+    cache_flag_mib,
+    cpu_cache_mib,
+    cpu_length,
+    gpus_of,
+    lora_host_mib,
+    promised_mib,
+    size_of,
+)
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.learned import Learned
 from gateway.memory.estimate import Measured
@@ -32,6 +40,10 @@ class WorkerSize(msgspec.Struct, frozen=True, kw_only=True):
     activations_mib: int | None = None
     graphs_mib: int | None = None
     other_mib: int | None = None
+    lora_mib: int | None = None
+    """Slots for LoRA adapters."""
+    lora_host_mib: int | None = None
+    """Host memory for as many adapters as the engine may keep there; on the CPUs with the slots."""
 
 
 class Sizes:
@@ -70,11 +82,12 @@ class Sizes:
             sizing = size_of(spec, model, host, self._margin_mib, learned)
         if sizing is None:
             return _by_weights(spec, model, host)
-        return sizing if isinstance(sizing, Unfit) else _as_size(sizing)
+        return sizing if isinstance(sizing, Unfit) else _as_size(sizing, spec, model)
 
 
 def _on_cpus(spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> WorkerSize:
-    need = cpu_need(model.weights_mib, cpu_cache_mib(spec, host))
+    lora = lora_host_mib(spec, model, 0)
+    need = cpu_need(model.weights_mib, cpu_cache_mib(spec, host), lora)
     length = cpu_length(spec, model, host)
     own = model.shape.longest if model.shape is not None else None
     return WorkerSize(
@@ -86,6 +99,7 @@ def _on_cpus(spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> WorkerSi
         is_cut=length is not None,
         weights_mib=model.weights_mib,
         kv_cache_mib=cpu_cache_mib(spec, host) or None,
+        lora_host_mib=lora or None,
     )
 
 
@@ -102,7 +116,7 @@ def _by_weights(spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> Worke
     )
 
 
-def _as_size(sizing: Sizing) -> WorkerSize:
+def _as_size(sizing: Sizing, spec: EndpointSpec, model: ModelFacts) -> WorkerSize:
     return WorkerSize(
         gpus=sizing.gpus,
         source="learned" if sizing.is_learned else "derived",
@@ -115,4 +129,6 @@ def _as_size(sizing: Sizing) -> WorkerSize:
         activations_mib=sizing.activations_mib,
         graphs_mib=sizing.graphs_mib,
         other_mib=sizing.other_mib,
+        lora_mib=sizing.lora_mib or None,
+        lora_host_mib=lora_host_mib(spec, model, sizing.gpus) or None,
     )

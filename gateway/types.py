@@ -80,6 +80,8 @@ class Wish(NamedTuple):
     prefix: bytes = b""
     """The first bytes of what makes the prompt: best a worker that has read them before."""
     priority: Priority = Priority.INTERACTIVE
+    adapter: str = ""
+    """The LoRA adapter that must be loaded there."""
 
 
 class Principal(msgspec.Struct, frozen=True):

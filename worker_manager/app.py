@@ -65,6 +65,7 @@ class Manager:
         self.supervisor = Supervisor(
             self.launcher,
             engines=settings.engines,
+            models=settings.models,
             load_seconds=settings.load_seconds,
             stop_seconds=settings.stop_seconds,
             canary=Rhythm(

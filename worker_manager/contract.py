@@ -1,4 +1,4 @@
-"""The structs that cross the manager's socket: the only module of this package that the gateway may import.
+"""The structs that cross the manager's socket; beside it the gateway may import `engine_flags` and nothing else here.
 
 The gateway sends a numbered `DesiredSet` of `WorkerSpec`s and never any Docker JSON. The manager answers with an
 `ObservedSet`. Both are whole sets, never differences: sending one twice changes nothing, and after a crash of either
@@ -25,13 +25,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from worker_manager.engine_flags import FlagValue
+
 WORKER_ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}\Z"  # \Z and not $, which would let a line feed in
 HUB_PATTERN = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,95}/(?!\.{1,2}(/|\Z))[A-Za-z0-9_.-]{1,96}"
 MODEL_PATH_PATTERN = rf"^(local/[A-Za-z0-9][\w.-]{{0,95}}|hub/{HUB_PATTERN}/[0-9a-f]{{7,64}})\Z"
 
 WorkerId = Annotated[str, msgspec.Meta(pattern=WORKER_ID_PATTERN)]
 ModelPath = Annotated[str, msgspec.Meta(pattern=MODEL_PATH_PATTERN, max_length=256)]
-FlagValue = str | int | float | bool
+AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z")]
 
 GPU_CONTEXT_MIB = 512
 """What CUDA itself holds on each GPU of an engine before vLLM takes its first look at the memory. vLLM neither counts
@@ -40,6 +42,9 @@ is set), so a promise has to."""
 
 ENGINE_SOCKET = "engine.sock"
 """Name of an engine's socket inside its own folder below the engines folder: `<engines>/<worker id>/engine.sock`."""
+
+ADAPTERS_FOLDER = "adapters"
+"""Name of the folder beside that socket with copies of the worker's LoRA adapters."""
 
 
 class WorkerState(StrEnum):
@@ -121,10 +126,52 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
+class LoraRoom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an engine is started with for LoRA adapters: they come and go while it runs, this does not."""
+
+    max_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """The highest rank an adapter may have; each slot is made for it."""
+    max_loras: Annotated[int, msgspec.Meta(ge=1, le=256)] = 4
+    """Slots in GPU memory: adapters that may be used at the same time, in one batch."""
+    max_cpu_loras: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 16
+    """Adapters that are kept in host memory; at least `max_loras`."""
+
+
+class Adapter(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One LoRA adapter that a worker should have loaded."""
+
+    name: AdapterName
+    """What requests call it by."""
+    path: ModelPath
+    """Its folder, relative to the models folder."""
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{1,64}\Z")]
+    """Another one whenever its files are others."""
+    rank: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class AdapterState(StrEnum):
+    """How far a worker has come with an adapter."""
+
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+class ObservedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that a worker should have loaded, and whether it has."""
+
+    name: str
+    revision: str
+    state: AdapterState
+    since: float
+    reason: str = ""
+    """Why it failed."""
+
+
 class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One worker that should exist. A closed struct: what is not here cannot be asked for.
 
-    `args` holds engine flags by name without the leading dashes; only names in `ENGINE_FLAGS` pass.
+    `args` holds engine flags by name without the leading dashes; only names in `engine_flags.ENGINE_FLAGS` pass.
     """
 
     id: WorkerId
@@ -143,6 +190,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     is_length_chosen: bool = False
     """`max_model_len` was chosen to fit the memory; nobody asked for it."""
     args: dict[str, FlagValue] = {}
+    lora: LoraRoom | None = None
+    """The engine takes LoRA adapters while it runs; None: it takes none."""
 
 
 class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -161,6 +210,9 @@ class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Those of `workers` that must not sleep, and why: their engines are started without sleep mode."""
     soon: tuple[ModelPath, ...] = ()
     """Models to be started once others have made room, the most urgent first: worth reading into the page cache."""
+    adapters: dict[WorkerId, tuple[Adapter, ...]] = {}
+    """The LoRA adapters that each of `workers` should have. They are loaded and unloaded while it runs: not a part of
+    what it is, so not of its `spec_hash`."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -270,6 +322,8 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """None until it slept for the first time."""
     measured: MeasuredMemory | None = None
     """Once READY, where the log of its start was there to be read."""
+    adapters: tuple[ObservedAdapter, ...] = ()
+    """Those it should have, by name."""
 
 
 class DownloadState(StrEnum):
@@ -326,73 +380,3 @@ def spec_hash(spec: WorkerSpec) -> str:
     """What a worker is, without which one it is: the same for two specs that differ only in `id`."""
     anonymous = msgspec.structs.replace(spec, id="x")
     return hashlib.sha256(msgspec.json.encode(anonymous, order="deterministic")).hexdigest()[:16]
-
-
-FLAG_TEXT_MAX = 4096
-"""Most characters of an engine flag's text."""
-
-_INT, _FLOAT, _TEXT, _FLAG = "integer", "number", "text", "flag"
-
-ENGINE_FLAGS: dict[str, str] = {
-    "async-scheduling": _FLAG,
-    "block-size": _INT,
-    "chat-template-content-format": _TEXT,
-    "cpu-offload-gb": _FLOAT,
-    "data-parallel-size": _INT,
-    "default-chat-template-kwargs": _TEXT,
-    "disable-custom-all-reduce": _FLAG,
-    "disable-sliding-window": _FLAG,
-    "dtype": _TEXT,
-    "enable-auto-tool-choice": _FLAG,
-    "enable-chunked-prefill": _FLAG,
-    "enable-expert-parallel": _FLAG,
-    "enable-prefix-caching": _FLAG,
-    "enable-prompt-tokens-details": _FLAG,
-    "enforce-eager": _FLAG,
-    "generation-config": _TEXT,
-    "hf-overrides": _TEXT,
-    "kv-cache-dtype": _TEXT,
-    "kv-cache-memory-bytes": _INT,
-    "limit-mm-per-prompt": _TEXT,
-    "load-format": _TEXT,
-    "max-logprobs": _INT,
-    "max-num-batched-tokens": _INT,
-    "max-num-seqs": _INT,
-    "mm-processor-kwargs": _TEXT,
-    "model-impl": _TEXT,
-    "override-generation-config": _TEXT,
-    "pipeline-parallel-size": _INT,
-    "pooler-config": _TEXT,
-    "quantization": _TEXT,
-    "reasoning-parser": _TEXT,
-    "runner": _TEXT,
-    "convert": _TEXT,
-    "safetensors-load-strategy": _TEXT,
-    "scheduling-policy": _TEXT,
-    "seed": _INT,
-    "speculative-config": _TEXT,
-    "stream-interval": _INT,
-    "tensor-parallel-size": _INT,
-    "tokenizer-mode": _TEXT,
-    "tool-call-parser": _TEXT,
-}
-"""The engine flags an endpoint may set, with the kind of value each takes.
-
-Absent on purpose: whatever Hostler sets itself (names, sockets, lengths, memory), whatever loads code or files of the
-caller's choice (`trust-remote-code`, `tool-parser-plugin`, `middleware`, `chat-template` as a path, `download-dir`),
-and whatever opens a port or a key.
-"""
-
-
-def flag_problem(name: str, value: FlagValue) -> str | None:
-    """Why this engine flag can't be set, as a sentence; None if it can."""
-    if (kind := ENGINE_FLAGS.get(name)) is None:
-        return f"engine flag {name!r} is not one that an endpoint may set"
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = {
-        _FLAG: isinstance(value, bool),
-        _INT: isinstance(value, int) and not isinstance(value, bool),
-        _FLOAT: is_number,
-        _TEXT: isinstance(value, str) and "\x00" not in value and len(value) <= FLAG_TEXT_MAX,
-    }[kind]
-    return None if fits else f"engine flag {name!r} takes a {kind}, not {value!r}"

@@ -2,7 +2,8 @@
 
 Nothing a caller sends reaches Docker but through this module. Whatever the spec says, the container has no network, no
 capability, no way to new privileges, a read-only file system, a user that is not root, limits on memory and processes,
-and sees only its model's folder (read-only), its own socket folder and its image's compile cache.
+and sees only its model's folder (read-only), its own socket folder with copies of its LoRA adapters (those read-only),
+and its image's compile cache.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from typing import Any
 
 import msgspec
 
-from worker_manager.contract import DownloadSpec, FailureKind, WorkerSpec, flag_problem, spec_hash
+from worker_manager.contract import ADAPTERS_FOLDER, DownloadSpec, FailureKind, WorkerSpec, spec_hash
+from worker_manager.engine_flags import flag_problem
 from worker_manager.engines import sleep_rules, vllm
 
 LABEL = "dev.hostler."
@@ -28,6 +30,7 @@ LABEL_ENDPOINT = LABEL + "endpoint"
 MODELS_IN_ENGINE = "/models"
 SOCKETS_IN_ENGINE = "/run/engine"
 CACHE_IN_ENGINE = "/cache"
+ADAPTERS_IN_ENGINE = f"{SOCKETS_IN_ENGINE}/{ADAPTERS_FOLDER}"
 
 MIB = 1024 * 1024
 GIB = 1024 * MIB
@@ -142,8 +145,18 @@ def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str)
             "lower it, or leave it out",
             FailureKind.BAD_FLAG,
         )
+    _check_room(spec)
     if len(set(spec.gpus)) != len(spec.gpus):
         raise PolicyRefusal("the same GPU was named twice for one worker")
+
+
+def _check_room(spec: WorkerSpec) -> None:
+    if spec.lora is not None and spec.lora.max_cpu_loras < spec.lora.max_loras:
+        raise PolicyRefusal(
+            f"max_cpu_loras {spec.lora.max_cpu_loras} is less than max_loras {spec.lora.max_loras}",
+            "keep at least as many adapters in host memory as there are slots",
+            FailureKind.BAD_FLAG,
+        )
 
 
 def _check_names(spec: WorkerSpec) -> None:
@@ -223,6 +236,9 @@ def container_body(
         bind_mount(f"{context.engines_on_host}/{spec.id}", SOCKETS_IN_ENGINE, read_only=False),
         bind_mount(f"{context.cache_on_host}/{cache_folder(image)}", CACHE_IN_ENGINE, read_only=False),
     ]
+    if spec.lora is not None:
+        adapters = f"{context.engines_on_host}/{spec.id}/{ADAPTERS_FOLDER}"
+        mounts.append(bind_mount(adapters, ADAPTERS_IN_ENGINE, read_only=True))
     return {
         "Image": image,
         "Entrypoint": [*WITH_GROUP_ACCESS, *entrypoint],

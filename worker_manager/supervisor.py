@@ -16,6 +16,7 @@ from worker_manager import actions as act
 from worker_manager import causes, room
 from worker_manager import reconcile as rules
 from worker_manager import tracked as life
+from worker_manager.adapters import Adapters
 from worker_manager.board import Board
 from worker_manager.contract import (
     DesiredSet,
@@ -67,6 +68,7 @@ class Supervisor:
         launcher: Launcher,
         *,
         engines: Path,
+        models: Path,
         load_seconds: float,
         stop_seconds: float,
         canary: Rhythm,
@@ -103,6 +105,9 @@ class Supervisor:
             on_ready=self._measure,
             look_again=self.wake,
         )
+        self._adapters = Adapters(
+            self._board, engines=engines, models=models, inside=launcher.adapters_inside, on_change=on_change
+        )
         self._board.listen(self._changed)
 
     async def run(self) -> None:
@@ -119,6 +124,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._keeper.close()
+            await self._adapters.close()
 
     def wake(self) -> None:
         """Something may have changed: look at once."""
@@ -131,6 +137,7 @@ class Supervisor:
         self._desired = desired
         self._keeper.forbid(desired.sleepless)
         self.generation = desired.generation
+        self._adapters.want(desired.adapters)
         self._on_change()
         self.wake()
 
@@ -146,7 +153,12 @@ class Supervisor:
         """Every worker that exists or should."""
         held = {worker: room.held(self.gpus, worker) for worker in self._tracked}
         return tuple(
-            life.observed(known, max(held[worker].values(), default=None), self._measurements.of(worker))
+            life.observed(
+                known,
+                max(held[worker].values(), default=None),
+                self._measurements.of(worker),
+                self._adapters.of(worker),
+            )
             for worker, known in sorted(self._tracked.items())
         )
 

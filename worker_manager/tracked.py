@@ -9,6 +9,7 @@ from worker_manager.contract import (
     Failure,
     FailureKind,
     MeasuredMemory,
+    ObservedAdapter,
     ObservedWorker,
     Residency,
     SleepFacts,
@@ -193,7 +194,12 @@ def backoff_seconds(worker: str, deaths: int) -> float:
     return base * (1 + BACKOFF_JITTER * jitter)
 
 
-def observed(known: Tracked, memory_mib: int | None, measured: MeasuredMemory | None) -> ObservedWorker:
+def observed(
+    known: Tracked,
+    memory_mib: int | None,
+    measured: MeasuredMemory | None,
+    adapters: tuple[ObservedAdapter, ...] = (),
+) -> ObservedWorker:
     """The worker as the gateway sees it.
 
     `memory_mib`: what it holds on the card where it holds most; `measured`: what its start has shown.
@@ -220,4 +226,5 @@ def observed(known: Tracked, memory_mib: int | None, measured: MeasuredMemory | 
         memory_mib=memory_mib,
         measured=measured,
         sleep=known.sleep,
+        adapters=adapters,
     )

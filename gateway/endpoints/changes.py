@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.endpoints.types import EndpointSpec
 
-SERVING_FIELDS = ("engine", "model", "revision", "gpus", "gpu_memory_gib", "max_model_len", "engine_args")
+SERVING_FIELDS = ("engine", "model", "revision", "gpus", "gpu_memory_gib", "max_model_len", "engine_args", "lora")
 """Fields of an endpoint that its workers are made of: another value needs other workers."""
 
 

@@ -1,11 +1,14 @@
 """The models folder as the gateway reads it: which models are there, and whether a folder is a model at all."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gateway.endpoints.types import EndpointSpec, ModelFacts
+from gateway.endpoints.adapter_files import adapter_revision, read_adapter
+from gateway.endpoints.types import AdapterFacts, AdapterSource, EndpointSpec, ModelFacts
 from gateway.endpoints.weight_files import Stamp, WeightFiles
 from gateway.errors import BadRequest
 from gateway.memory.config import read_shape
@@ -24,6 +27,7 @@ class ModelsFolder:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._adapters: dict[str, AdapterFacts] = {}
         self._read: dict[str, tuple[tuple[Stamp, dict[str, Any]], ModelFacts]] = {}
 
     def find(self, spec: EndpointSpec, *, quick: bool = False) -> ModelFacts | None:
@@ -33,25 +37,36 @@ class ModelsFolder:
         raises UnreadError then. Raises BadRequest where a local folder is missing or is no model, or its files can't be
         read.
         """
-        try:
-            found = self._local(spec.model) if spec.is_local() else self._hub(spec.model, spec.revision or "main")
+        with _told(spec.model, "model"):
+            found = self._place(spec.model, spec.revision, "model")
             return self._facts(*found, quick=quick) if found is not None else None
-        except (OSError, UnicodeDecodeError) as problem:
-            # a link to nowhere, a folder without permission: the message must not tell where the folder lies
-            why = problem.strerror if isinstance(problem, OSError) else "a file is not text"
-            raise BadRequest(f"The files of '{spec.model}' cannot be read ({why})", param="model") from problem
 
-    def _local(self, model: str) -> tuple[str, Path]:
-        """Its path as the manager wants it, and its folder."""
-        name = model.removeprefix("local/")
-        folder = self._folder / "local" / name
+    def find_adapter(self, source: AdapterSource) -> AdapterFacts | None:
+        """The files of a LoRA adapter; None if it has not been downloaded yet. Raises BadRequest."""
+        with _told(source.model, "adapters"):
+            found = self._place(source.model, source.revision, "adapters")
+            return self._adapter(*found) if found is not None else None
+
+    def _adapter(self, path: str, folder: Path) -> AdapterFacts:
+        """Read again only where the files are others than before."""
+        revision = adapter_revision(path, folder)
+        known = self._adapters.get(path)
+        if known is None or known.revision != revision:
+            known = self._adapters[path] = read_adapter(path, folder, revision)
+        return known
+
+    def _place(self, model: str, revision: str | None, param: str) -> tuple[str, Path] | None:
+        """Path as the manager wants it, and folder; None for a hub repository that is not here."""
+        return self._local(model, param) if model.startswith("local/") else self._hub(model, revision or "main")
+
+    def _local(self, model: str, param: str) -> tuple[str, Path]:
+        folder = self._folder / "local" / model.removeprefix("local/")
         if not folder.is_dir():
             there = self._local_names()
             known = f"; there is {', '.join(there)}" if there else "; the folder local/ holds none yet"
             raise BadRequest(
-                f"There is no folder '{model}' under the models folder{known}. Copy the model there, or name a hub "
-                "repository",
-                param="model",
+                f"There is no folder '{model}' under the models folder{known}. Copy it there, or name a hub repository",
+                param=param,
             )
         return model, folder
 
@@ -101,3 +116,13 @@ class ModelsFolder:
         facts = ModelFacts(path=path, weights=files.sum_up(shape), shape=shape, revision=files.revision(path))
         self._read[path] = ((files.stamp, values), facts)
         return facts
+
+
+@contextlib.contextmanager
+def _told(model: str, param: str) -> Iterator[None]:
+    """Trouble with files (a link to nowhere, no permission) as a refusal that does not tell where they lie."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as problem:
+        why = problem.strerror if isinstance(problem, OSError) else "a file is not text"
+        raise BadRequest(f"The files of '{model}' cannot be read ({why})", param=param) from problem

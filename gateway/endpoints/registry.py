@@ -11,11 +11,12 @@ import msgspec
 import structlog
 
 from gateway.database.chain import Change
+from gateway.endpoints.adapter_rules import check_adapters, settle_room
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore, shown
-from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts, RolledBack
+from gateway.endpoints.types import AdapterFacts, AdapterSource, Endpoint, EndpointSpec, Meant, ModelFacts, RolledBack
 from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
 from worker_manager.contract import Failure, HostFacts
@@ -49,9 +50,11 @@ class Registry:
         self._margin_mib = margin_mib
         self._clock = clock
         self._endpoints: dict[str, Endpoint] = {}
-        self._names: dict[str, str] = {}
+        self._meant: dict[str, Meant] = {}
         self.noted: Callable[[str, Endpoint, tuple[str, ...]], None] = lambda _what, _endpoint, _fields: None
         """Hears what became of an endpoint (`created`, `changed`, `deleted`), and which fields were set anew."""
+        self.adapting = asyncio.Lock()
+        """Held by whoever makes a change out of what an endpoint is, until it is stored."""
         self._changing = asyncio.Lock()
         """Held while an endpoint that exists is changed: what a change is made from must be the last one."""
 
@@ -64,8 +67,10 @@ class Registry:
         self._index()
 
     def _index(self) -> None:
-        self._names = {alias: name for name, endpoint in self._endpoints.items() for alias in endpoint.spec.aliases}
-        self._names |= {name: name for name in self._endpoints}
+        specs = [endpoint.spec for endpoint in self._endpoints.values()]
+        self._meant = {adapter: Meant(spec.name, adapter, spec.allow) for spec in specs for adapter in spec.adapters}
+        self._meant |= {alias: Meant(spec.name, "", spec.allow) for spec in specs for alias in spec.aliases}
+        self._meant |= {spec.name: Meant(spec.name, "", spec.allow) for spec in specs}
 
     def all(self) -> list[Endpoint]:
         """Every endpoint, by name."""
@@ -82,16 +87,16 @@ class Registry:
         """The endpoint with exactly this name."""
         return self._endpoints.get(name)
 
-    def resolve(self, model: str, allowed: Callable[[str], bool]) -> EndpointSpec:
+    def resolve(self, model: str, allowed: Callable[[str], bool]) -> Meant:
         """The endpoint that a request means by `model`. Raises UnknownModel with names near it that the key may see.
 
         An endpoint the key may not use is answered as one that does not exist: its name is nobody's business.
         """
-        name = self._names.get(model)
-        if name is None or not allowed(name):
-            visible = [known for known, owner in self._names.items() if allowed(owner)]
+        found = self._meant.get(model)
+        if found is None or not allowed(found.name):
+            visible = [known for known, meant in self._meant.items() if allowed(meant.name)]
             raise UnknownModel(f"There is no model '{model}'{near_names(model, visible)}", param="model")
-        return self._endpoints[name].spec
+        return found
 
     def facts(self, spec: EndpointSpec) -> ModelFacts | None:
         """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder.
@@ -113,13 +118,37 @@ class Registry:
             changed = msgspec.convert(msgspec.to_builtins(spec) | (patch or {}), EndpointSpec)
             await asyncio.to_thread(self.facts, changed)
 
+    def adapter_facts(self, source: AdapterSource) -> AdapterFacts | None:
+        """An adapter's files; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
+        return self._models.find_adapter(source)
+
     def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
         """A new endpoint's spec with what depends on the machine filled in. Raises BadRequest, Conflict."""
-        for name in spec.names():
+        for name in (*spec.names(), *spec.adapters):
             self._require_free(name, owner=None)
-        spec = settle(spec, host)
+        return self._settled(spec, None, host, has_room=spec.lora is not None)
+
+    def _settled(
+        self, spec: EndpointSpec, old: EndpointSpec | None, host: HostFacts, *, has_room: bool
+    ) -> EndpointSpec:
+        """With what depends on machine and files filled in; `has_room`: room for adapters was asked for as it is.
+
+        What is wrong with an adapter that was there before stands in the way of no other change.
+        """
+        kept = old.adapters if old is not None and (old.model, old.revision) == (spec.model, spec.revision) else {}
+        fresh = {name: source for name, source in spec.adapters.items() if kept.get(name) != source}
+        adapters = {name: self.adapter_facts(source) for name, source in fresh.items()}
+        readable = adapters | {name: self._facts_if_any(kept[name]) for name in spec.adapters if name not in fresh}
+        spec = settle_room(settle(spec, host), readable, fixed=has_room)
         self._check(spec, host)
+        check_adapters(spec, adapters, self.facts(spec))
         return spec
+
+    def _facts_if_any(self, source: AdapterSource) -> AdapterFacts | None:
+        try:
+            return self.adapter_facts(source)
+        except BadRequest:
+            return None
 
     def _check(self, spec: EndpointSpec, host: HostFacts) -> None:
         model = self.facts(spec)
@@ -143,9 +172,10 @@ class Registry:
         self._index()
 
     def _require_free(self, name: str, owner: str | None) -> None:
-        taken = self._names.get(name)
-        if taken is not None and taken != owner:
-            what = "an endpoint" if taken == name else f"an alias of the endpoint '{taken}'"
+        taken = self._meant.get(name)
+        if taken is not None and taken.name != owner:
+            kind = "an adapter" if taken.adapter else "an alias"
+            what = "an endpoint" if taken.name == name else f"{kind} of the endpoint '{taken.name}'"
             raise Conflict(
                 f"The name '{name}' is taken by {what}: PATCH that one, or choose another name", param="name"
             )
@@ -156,13 +186,24 @@ class Registry:
         if patch.get("name", name) != name:
             raise BadRequest("An endpoint cannot be renamed: make a new one, or add an alias", param="name")
         try:
-            spec = settle(msgspec.convert(msgspec.to_builtins(old.spec) | patch, EndpointSpec), host)
+            spec = msgspec.convert(msgspec.to_builtins(old.spec) | patch, EndpointSpec)
         except msgspec.ValidationError as problem:
             raise BadRequest(f"The change does not fit: {problem}") from None
-        for alias in spec.aliases:
-            self._require_free(alias, owner=name)
-        self._check(spec, host)
-        return spec
+        for other in (*spec.aliases, *spec.adapters):
+            self._require_free(other, owner=name)
+        return self._settled(spec, old.spec, host, has_room=patch.get("lora") is not None)
+
+    def adapted(self, name: str, adapter: str, source: AdapterSource | None, host: HostFacts) -> EndpointSpec:
+        """An endpoint's spec with this adapter added, replaced, or (None) taken away.
+
+        Raises NotFound, BadRequest, Conflict.
+        """
+        adapters = dict(self.get(name).spec.adapters)
+        if source is not None:
+            adapters[adapter] = source
+        elif adapters.pop(adapter, None) is None:
+            raise NotFound(f"The endpoint '{name}' has no adapter '{adapter}'{near_names(adapter, adapters)}")
+        return self.merged(name, {"adapters": msgspec.to_builtins(adapters)}, host)
 
     async def replace(self, spec: EndpointSpec, *, again: bool = False) -> Endpoint:
         """Store the changed spec of an endpoint; `again`: try even what was rolled back before.

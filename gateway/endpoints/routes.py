@@ -6,10 +6,10 @@ from typing import Any
 from litestar import Controller, Request, delete, get, patch, post
 
 from gateway.access.keyring import Keyring
-from gateway.endpoints.changes import SERVING_FIELDS
+from gateway.endpoints.changes import SERVING_FIELDS, is_served_alike
 from gateway.endpoints.registry import Registry, near_names
 from gateway.endpoints.status import EndpointView, ModelView, Statuses
-from gateway.endpoints.types import EndpointSpec
+from gateway.endpoints.types import AdapterSource, Endpoint, EndpointSpec, Name
 from gateway.errors import NotFound, UnknownModel
 from gateway.http import needs, read
 from gateway.types import Principal, Scope
@@ -23,6 +23,12 @@ Touch = Callable[[EndpointSpec, str], Awaitable[None]]
 Changed = Callable[[], None]
 Renew = Callable[[EndpointSpec], None]
 """An endpoint is to be served in another way: one that is awake is to be so afterwards."""
+
+
+class NewAdapter(AdapterSource, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA adapter to be added."""
+
+    name: Name
 
 
 class EndpointRoutes(Controller):
@@ -75,31 +81,57 @@ class EndpointRoutes(Controller):
         """Change some fields; workers that no longer fit serve until their successors do."""
         fields = await read(request, dict[str, Any])
         await registry.look(registry.get(name.lstrip("/")).spec, fields)
-        checked = registry.merged(name.lstrip("/"), fields, host())
-        await prepare(checked)
-        is_served_anew = not fields.keys().isdisjoint(SERVING_FIELDS)
-        endpoint = await registry.replace(checked, again=is_served_anew)
-        if is_served_anew:
-            renew(checked)
-        changed()
+        async with registry.adapting:
+            checked = registry.merged(name.lstrip("/"), fields, host())
+            await prepare(checked)
+            again = not fields.keys().isdisjoint(SERVING_FIELDS)
+            endpoint = await _replaced(registry, checked, renew, changed, again=again)
         return statuses.view(endpoint)
 
-    @delete("/{name:path}")
-    async def remove(self, name: str, registry: Registry, changed: Changed) -> None:
-        """Forget an endpoint; its workers finish what they serve and go. One that can't be read goes as well."""
-        if not await registry.discard(name.lstrip("/")):
-            await registry.remove(name.lstrip("/"))
+    @delete("/{name:path}", status_code=204)
+    async def remove(self, name: str, registry: Registry, host: Host, renew: Renew, changed: Changed) -> None:
+        """Forget an endpoint; its workers finish what they serve and go. One that can't be read goes as well.
+
+        `…/adapters/NAME`: only that adapter. One route for both, because a name may hold slashes.
+        """
+        name = name.lstrip("/")
+        owner, _, adapter = name.partition("/adapters/")
+        if adapter and registry.find(name) is None and registry.find(owner) is not None:
+            async with registry.adapting:
+                await _replaced(registry, registry.adapted(owner, adapter, None, host()), renew, changed)
+            return
+        if not await registry.discard(name):
+            await registry.remove(name)
         changed()
 
     @post("/{name:path}", status_code=202)
-    async def order(self, name: str, registry: Registry, statuses: Statuses, touch: Touch) -> EndpointView:
+    async def order(
+        self,
+        name: str,
+        request: Request[Any, Any, Any],
+        registry: Registry,
+        statuses: Statuses,
+        host: Host,
+        prepare: Prepare,
+        renew: Renew,
+        touch: Touch,
+        changed: Changed,
+    ) -> EndpointView:
         """`…/start` brings one worker up without a request; `…/stop` lets its workers finish and go.
 
-        One route for both, because a name may hold slashes.
+        `…/adapters` adds a LoRA adapter, or puts another in its place; workers load it while they run. One route for
+        all, because a name may hold slashes.
         """
         name, _, verb = name.lstrip("/").rpartition("/")
+        if verb == "adapters":
+            asked = await read(request, NewAdapter)
+            async with registry.adapting:
+                source = AdapterSource(model=asked.model, revision=asked.revision)
+                checked = registry.adapted(name, asked.name, source, host())
+                await prepare(checked)
+                return statuses.view(await _replaced(registry, checked, renew, changed))
         if verb not in ("start", "stop"):
-            raise NotFound(f"An endpoint takes the orders start and stop, not '{verb}'")
+            raise NotFound(f"An endpoint takes the orders start, stop and adapters, not '{verb}'")
         endpoint = registry.get(name)
         await touch(endpoint.spec, verb)
         return statuses.view(endpoint)
@@ -133,10 +165,19 @@ class ModelRoutes(Controller):
         raise UnknownModel(f"There is no model '{wanted}'{near_names(wanted, [model.id for model in visible])}")
 
 
+async def _replaced(
+    registry: Registry, checked: EndpointSpec, renew: Renew, changed: Changed, *, again: bool = False
+) -> Endpoint:
+    """Store a changed endpoint and let everybody know. `again`: as a change of how it is served, even if it is none."""
+    is_served_anew = again or not is_served_alike(registry.get(checked.name).spec, checked)
+    endpoint = await registry.replace(checked, again=again)
+    if is_served_anew:
+        renew(checked)
+    changed()
+    return endpoint
+
+
 def _visible(who: Principal, registry: Registry, statuses: Statuses) -> list[ModelView]:
     return [
-        statuses.model(endpoint, name)
-        for endpoint in registry.all()
-        if who.may_use(endpoint.spec.name)
-        for name in endpoint.spec.names()
+        model for endpoint in registry.all() if who.may_use(endpoint.spec.name) for model in statuses.models(endpoint)
     ]

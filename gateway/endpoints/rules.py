@@ -4,12 +4,21 @@ from difflib import get_close_matches
 
 import msgspec
 
-from gateway.endpoints.sizing import cache_flag_mib, cpu_cache_mib, gpus_of, nothing_learned, promised_mib, size_of
+from gateway.endpoints.sizing import (
+    cache_flag_mib,
+    cpu_cache_mib,
+    gpus_of,
+    lora_host_mib,
+    nothing_learned,
+    promised_mib,
+    size_of,
+)
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest, sentences
 from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
 from gateway.memory.plan import Learned, Unfit
-from worker_manager.contract import ENGINE_FLAGS, HostFacts, flag_problem
+from worker_manager.contract import HostFacts
+from worker_manager.engine_flags import ENGINE_FLAGS, flag_problem
 
 
 def settle(spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
@@ -42,6 +51,11 @@ def _check_counts(spec: EndpointSpec) -> None:
     names = spec.names()
     if len(set(names)) < len(names):
         raise BadRequest("aliases must differ from each other and from the name", param="aliases")
+    twice = next((name for name in spec.adapters if name in names), None)
+    if twice is not None:
+        raise BadRequest(
+            f"The adapter '{twice}' has a name that the endpoint itself goes by: choose another", param="adapters"
+        )
 
 
 def _check_flags(spec: EndpointSpec) -> None:
@@ -88,7 +102,7 @@ def _check_host_memory(spec: EndpointSpec, host: HostFacts, model: ModelFacts | 
     if model is None or host.memory_total_mib == 0:
         return
     room = host.memory_total_mib - HOST_MARGIN_MIB
-    need = cpu_need(model.weights_mib, cpu_cache_mib(spec, host))
+    need = cpu_need(model.weights_mib, cpu_cache_mib(spec, host), lora_host_mib(spec, model, 0))
     if need > room:
         raise BadRequest(
             f"The model cannot fit: its weights are {model.weights_mib} MiB, on the CPUs that takes {need} MiB "

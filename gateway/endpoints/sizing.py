@@ -3,6 +3,7 @@
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.memory.estimate import Measured, kv_mib, longest_mib, needs
 from gateway.memory.host import gpu_rooms
+from gateway.memory.lora import host_mib, slots_mib
 from gateway.memory.plan import Learned, Model, Sizing, Unfit, Wish, size
 from gateway.memory.serving import parallel_gpus, serving_of
 from worker_manager.contract import HostFacts
@@ -45,6 +46,7 @@ def size_of(
         max_model_len=spec.max_model_len,
         per_worker=spec.per_worker,
         args=spec.engine_args,
+        lora=spec.lora,
     )
     rooms = gpu_rooms(host, margin_mib, empty=empty)
     largest = max(gpu.memory_total_mib for gpu in host.gpus)
@@ -64,6 +66,19 @@ def cache_flag_mib(spec: EndpointSpec) -> int:
 def cpu_cache_mib(spec: EndpointSpec, host: HostFacts) -> int:
     """MiB of KV cache of a worker on the CPUs."""
     return cache_flag_mib(spec) or host.cpu_kv_cache_mib
+
+
+def lora_host_mib(spec: EndpointSpec, model: ModelFacts, gpus: int) -> int:
+    """MiB of host memory for the adapters of a worker; on the CPUs (`gpus` 0) with the slots, which lie there too.
+
+    0 where there is no room for adapters, or the model's files do not tell its widths.
+    """
+    if spec.lora is None or model.shape is None:
+        return 0
+    kept = host_mib(model.shape, spec.lora, gpus)
+    return (
+        kept if gpus else kept + slots_mib(model.shape, spec.lora, wide=serving_of(spec.engine_args, 1, 0).in_32_bits)
+    )
 
 
 def cpu_length(spec: EndpointSpec, model: ModelFacts, host: HostFacts) -> int | None:

@@ -80,6 +80,18 @@ def said(change: ChangeView | None) -> str:
     return f"{what} waits: {change.reason}" if change.reason else f"{what} is on trial"
 
 
+class AdapterView(msgspec.Struct, frozen=True, kw_only=True):
+    """A LoRA adapter in an endpoint's status."""
+
+    state: str
+    """ready, loading, cold (no worker is awake), downloading or failed."""
+    reason: str = ""
+    workers: tuple[str, ...] = ()
+    """Those that have it."""
+    rank: int | None = None
+    size_mib: int | None = None
+
+
 class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How an endpoint does this instant."""
 
@@ -96,6 +108,7 @@ class EndpointStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How a worker is sized, part by part."""
     change: ChangeView | None = None
     sleep: SleepView | None = None
+    adapters: dict[str, AdapterView] = {}
 
 
 class EndpointView(EndpointSpec, frozen=True, kw_only=True):
@@ -123,6 +136,10 @@ class ModelView(msgspec.Struct, frozen=True, kw_only=True):
     hostler: ModelState
     object: str = "model"
     owned_by: str = "hostler"
+    root: str | None = None
+    """Of a LoRA adapter, as vLLM has it: where it comes from."""
+    parent: str | None = None
+    """Of a LoRA adapter: the endpoint whose model it changes."""
 
 
 class Statuses:
@@ -141,9 +158,25 @@ class Statuses:
             status=self._source(endpoint),
         )
 
-    def model(self, endpoint: Endpoint, name: str) -> ModelView:
-        """The endpoint as a model under one of its names."""
+    def models(self, endpoint: Endpoint) -> list[ModelView]:
+        """The endpoint as a model under each of its names, then its adapters."""
         status = self._source(endpoint)
+        names = [self._model(endpoint, name, status) for name in endpoint.spec.names()]
+        return names + [self._adapter(endpoint, name, status) for name in endpoint.spec.adapters]
+
+    def _adapter(self, endpoint: Endpoint, name: str, status: EndpointStatus) -> ModelView:
+        base = self._model(endpoint, name, status)
+        its = status.adapters[name]
+        # where no worker is awake it does as its endpoint does
+        state = {"ready": "hot", "cold": status.state}.get(its.state, its.state)
+        return msgspec.structs.replace(
+            base,
+            root=endpoint.spec.adapters[name].model,
+            parent=endpoint.spec.name,
+            hostler=msgspec.structs.replace(base.hostler, state=state, ready_workers=len(its.workers)),
+        )
+
+    def _model(self, endpoint: Endpoint, name: str, status: EndpointStatus) -> ModelView:
         ready = sum(worker.state == "ready" and not worker.on_trial for worker in status.workers)
         return ModelView(
             id=name,

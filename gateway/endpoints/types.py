@@ -1,13 +1,14 @@
 """The shape of an endpoint as users write it (API.md, Endpoints)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.weights import Weights
 from gateway.types import Allowable, Limits
-from worker_manager.contract import Failure, FlagValue
+from worker_manager.contract import Failure, LoraRoom
+from worker_manager.engine_flags import FlagValue
 
 # \Z and not $, which would let a line feed in at the end
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z"
@@ -15,6 +16,18 @@ MODEL_PATTERN = r"^(?!local/[^A-Za-z0-9])[A-Za-z0-9][\w.-]{0,95}/(?!\.{1,2}\Z)[\
 """No name made of dots alone: that would be a folder above. The worker manager takes no hidden folder under local/."""
 
 Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+
+
+class AdapterSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a LoRA adapter's files come from."""
+
+    model: Annotated[str, msgspec.Meta(pattern=MODEL_PATTERN)]
+    """`local/NAME`, a folder under the models folder, or a hub repository `ORG/NAME`."""
+    revision: Annotated[str, msgspec.Meta(pattern=r"^[\w][\w./-]{0,127}\Z")] | None = None
+
+    def is_local(self) -> bool:
+        """Whether it is a folder of the user's own."""
+        return self.model.startswith("local/")
 
 
 class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=False):
@@ -47,6 +60,10 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     aliases: tuple[Name, ...] = ()
     allow: tuple[Allowable, ...] = ()
     """What requests may ask of its engines although it endangers them."""
+    adapters: dict[Name, AdapterSource] = {}
+    """LoRA adapters of the model, each a model of its own to those who ask."""
+    lora: LoraRoom | None = None
+    """Room for adapters that each worker is started with; None: none, or as much as `adapters` need."""
     labels: dict[str, str] = {}
 
     def is_local(self) -> bool:
@@ -54,8 +71,19 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.model.startswith("local/")
 
     def names(self) -> tuple[str, ...]:
-        """Every name a request may call this endpoint by, its own first."""
+        """Every name a request may call this endpoint by, its own first; without its adapters."""
         return (self.name, *self.aliases)
+
+
+class Meant(NamedTuple):
+    """What a request means by the model it names."""
+
+    name: str
+    """The endpoint's own name."""
+    adapter: str = ""
+    """The LoRA adapter of it, if it is one."""
+    allow: tuple[Allowable, ...] = ()
+    """What it may ask of an engine although it endangers one."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,6 +101,27 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     def weights_mib(self) -> int:
         """MiB of the weights, loaded on one GPU or the CPUs."""
         return -(-self.weights.total // 2**20)
+
+
+class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the gateway knows of an adapter's files."""
+
+    path: str
+    """The folder relative to the models folder."""
+    revision: str
+    """Another one whenever the files are others."""
+    rank: int
+    """The highest of any of its modules."""
+    size_bytes: int
+    """Of its tensors as they lie in the file."""
+    unsupported: str = ""
+    """What of it vLLM does not load."""
+    hidden_size: int | None = None
+    """Of the model it was made for; None: not told."""
+    layers: int = 0
+    """The model must have so many at least."""
+    base_model: str = ""
+    """What it says it was made for."""
 
 
 class RolledBack(msgspec.Struct, frozen=True, kw_only=True):

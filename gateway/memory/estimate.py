@@ -7,6 +7,7 @@ estimated on the high side and replaced by what a run has shown (`Measured`):
   widest inner layer (gate, up and their product); then the sampler's logits, in four bytes and some copies, for each
   sequence.
 * CUDA graphs: about 15 MiB a layer with vLLM's default sizes.
+* slots for LoRA adapters, where the endpoint has room for some (`lora`); vLLM counts them as weights.
 * beyond torch: what CUDA holds before the engine takes anything (`GPU_CONTEXT_MIB`), libraries, and NCCL's buffers.
 """
 
@@ -14,9 +15,10 @@ import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.kv import cache_bytes, longest_within
+from gateway.memory.lora import slots_mib
 from gateway.memory.serving import Serving
 from gateway.memory.weights import Weights
-from worker_manager.contract import GPU_CONTEXT_MIB
+from worker_manager.contract import GPU_CONTEXT_MIB, LoraRoom
 
 MIB = 1024 * 1024
 HIDDEN_COPIES = 6
@@ -53,6 +55,8 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     graphs_mib: int
     other_mib: int
     """CUDA's own, libraries, buffers between GPUs."""
+    lora_mib: int = 0
+    """Slots for LoRA adapters."""
     kv_factor: float = 1.0
     """How much larger than by the formula the cache of a request has shown to be."""
     is_learned: bool = False
@@ -60,26 +64,33 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def fixed_mib(self) -> int:
         """All of them."""
-        return self.weights_mib + self.activations_mib + self.graphs_mib + self.other_mib
+        return self.weights_mib + self.activations_mib + self.graphs_mib + self.other_mib + self.lora_mib
 
 
-def needs(weights: Weights, shape: ModelShape, serving: Serving, measured: Measured | None) -> Needs:
-    """The fixed parts: measured where a run has shown them, else derived."""
+def needs(
+    weights: Weights, shape: ModelShape, serving: Serving, measured: Measured | None, room: LoraRoom | None = None
+) -> Needs:
+    """The fixed parts: measured where a run has shown them, else derived. `room`: for LoRA adapters."""
+    lora = 0
+    if room is not None:
+        lora = slots_mib(shape, room, serving.tensor_parallel, serving.stages, wide=serving.in_32_bits)
     derived = Needs(
         weights_mib=_mib(_weight_bytes(weights, shape, serving)),
         activations_mib=_mib(activation_bytes(shape, serving)) + (ENCODER_MIB if shape.has_encoder else 0),
         graphs_mib=0 if serving.eager else max(GRAPHS_MIB_LEAST, GRAPHS_MIB_A_LAYER * shape.depth),
         other_mib=GPU_CONTEXT_MIB + LIBRARIES_MIB + (NCCL_MIB if serving.gpus > 1 else 0),
+        lora_mib=lora,
     )
     if measured is None:
         return derived
     graphs = min(derived.graphs_mib, max(0, measured.rest_mib - GPU_CONTEXT_MIB))
     other = min(derived.other_mib, measured.rest_mib - graphs)
     return Needs(
-        weights_mib=measured.weights_mib,
+        weights_mib=max(0, measured.weights_mib - lora),  # what the engine says it loaded has the slots in it
         activations_mib=measured.rest_mib - graphs - other,
         graphs_mib=graphs,
         other_mib=other,
+        lora_mib=min(lora, measured.weights_mib),
         kv_factor=_kv_factor(shape, serving, measured),
         is_learned=True,
     )

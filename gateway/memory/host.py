@@ -19,9 +19,12 @@ def gpu_need(weights_mib: int, gpus: int, cache_mib: int = 0) -> int:
     return -(-weights_mib // gpus) + GPU_OVERHEAD_MIB + cache_mib
 
 
-def cpu_need(weights_mib: int, cache_mib: int = 0) -> int:
-    """MiB of host memory for a worker on the CPUs: its weights (loaded once, copied once in part), cache and engine."""
-    return weights_mib * 6 // 5 + CPU_OVERHEAD_MIB + (cache_mib or CPU_CACHE_MIB)
+def cpu_need(weights_mib: int, cache_mib: int = 0, lora_mib: int = 0) -> int:
+    """MiB of host memory for a worker on the CPUs: its weights (loaded once, copied once in part), cache and engine.
+
+    `lora_mib`: for its LoRA adapters.
+    """
+    return weights_mib * 6 // 5 + CPU_OVERHEAD_MIB + (cache_mib or CPU_CACHE_MIB) + lora_mib
 
 
 def cards(host: HostFacts, gpu_margin_mib: int, host_card: str) -> dict[str, int]:

@@ -5,8 +5,8 @@
 1. GPUs: what the endpoint says, else the smallest number that its model can be cut into and that holds it.
 2. Length: what the endpoint says, else the model's own; where that does not fit, the longest that leaves a tenth of the
    cache's room free, so that a card on which another program holds a little still does.
-3. Memory: at least weights, the engine's own needs and one request of that length; at most, where there is room, a
-   cache for `per_worker` requests of usual length. What is left of a card is for other workers.
+3. Memory: at least weights, slots for LoRA adapters, the engine's own needs and one request of that length; at most,
+   where there is room, a cache for `per_worker` requests of usual length. What is left of a card is for other workers.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +17,8 @@ from gateway.memory.config import ModelShape
 from gateway.memory.estimate import MIB, Measured, Needs, kv_mib, longest_mib, needs
 from gateway.memory.serving import Serving, parallel_gpus, serving_of
 from gateway.memory.weights import Weights
-from worker_manager.contract import FlagValue
+from worker_manager.contract import LoraRoom
+from worker_manager.engine_flags import FlagValue
 
 USUAL_TOKENS = 4096
 """Tokens of a request, prompt and answer, that the larger cache is sized for."""
@@ -42,6 +43,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None = None
     per_worker: int = 32
     args: Mapping[str, FlagValue] = {}
+    lora: LoraRoom | None = None
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +68,7 @@ class Sizing(msgspec.Struct, frozen=True, kw_only=True):
     activations_mib: int
     graphs_mib: int
     other_mib: int
+    lora_mib: int
     is_learned: bool
 
 
@@ -151,7 +154,7 @@ def _try(
             "gpu_memory_gib",
         )
     serving = serving_of(wish.args, gpus, largest_mib)
-    need = needs(model.weights, model.shape, serving, learned(gpus))
+    need = needs(model.weights, model.shape, serving, learned(gpus), wish.lora)
     length, is_cut = _length(wish, model.shape, serving, need, room)
     cache = kv_mib(model.shape, serving, need, length)
     if serving.kv_cache_bytes is not None:
@@ -180,6 +183,7 @@ def _try(
         activations_mib=need.activations_mib,
         graphs_mib=need.graphs_mib,
         other_mib=need.other_mib,
+        lora_mib=need.lora_mib,
         is_learned=need.is_learned,
     )
 
@@ -219,12 +223,17 @@ def _too_large(
         else f"of {'these cards the smallest' if serving.gpus > 1 else 'the largest card'} {room} MiB can be promised"
     )
     source = "as measured" if need.is_learned else "by estimate"
+    slots = f" + {need.lora_mib} MiB for {_slots(wish.lora)}" if wish.lora is not None else ""
     reason = (
-        f"The model cannot fit: weights {need.weights_mib} MiB + KV cache {cache} MiB for {length} tokens + {engine} "
-        f"MiB for the engine itself ({source}: activations {need.activations_mib}, CUDA graphs {need.graphs_mib}, "
-        f"CUDA and libraries {need.other_mib}) = {total} MiB on {cards}, and {has}"
+        f"The model cannot fit: weights {need.weights_mib} MiB{slots} + KV cache {cache} MiB for {length} tokens + "
+        f"{engine} MiB for the engine itself ({source}: activations {need.activations_mib}, CUDA graphs "
+        f"{need.graphs_mib}, CUDA and libraries {need.other_mib}) = {total} MiB on {cards}, and {has}"
     )
     return Unfit(reason, _advice(wish, model, serving, need, room, rooms), _param(wish))
+
+
+def _slots(room: LoraRoom) -> str:
+    return f"LoRA adapters ({room.max_loras} slots of rank {room.max_rank})"
 
 
 def _param(wish: Wish) -> str:
@@ -241,8 +250,10 @@ def _advice(wish: Wish, model: Model, serving: Serving, need: Needs, room: int, 
         ways.append(f"set max_model_len to at most {longest - longest % LENGTH_STEP}")
     if wish.gpu_memory_mib is not None and wish.gpu_memory_mib < rooms[serving.gpus - 1]:
         ways.append(f"raise gpu_memory_gib, up to {rooms[serving.gpus - 1] / 1024:.1f}")
+    if wish.lora is not None and (wish.lora.max_loras > 1 or wish.lora.max_rank > 1):
+        ways.append("lower lora.max_loras or lora.max_rank")
     lean = msgspec.structs.replace(serving, eager=True, sequences=min(serving.sequences, LEAN_SEQUENCES))
-    if not need.is_learned and _fits(model, lean, wish.max_model_len or LEAST_TOKENS, room):
+    if not need.is_learned and _fits(model, lean, wish.max_model_len or LEAST_TOKENS, room, wish.lora):
         ways.append(f"set the engine_args enforce-eager and max-num-seqs {LEAN_SEQUENCES}")
     more = _more_gpus(wish, model, serving, room)
     if more is not None:
@@ -259,14 +270,14 @@ def _more_gpus(wish: Wish, model: Model, serving: Serving, room: int) -> int | N
         if parallel_gpus(wish.args) is not None or not divides(model.shape, count):
             continue
         length = wish.max_model_len or min(model.shape.longest, USEFUL_TOKENS)
-        if _fits(model, serving_of(wish.args, count, room), length, room):
+        if _fits(model, serving_of(wish.args, count, room), length, room, wish.lora):
             return count
     return None
 
 
-def _fits(model: Model, serving: Serving, tokens: int, room: int) -> bool:
+def _fits(model: Model, serving: Serving, tokens: int, room: int, lora: LoraRoom | None) -> bool:
     """Whether, by estimate, an engine with one request of so many tokens fits into so many MiB of each card."""
-    need = needs(model.weights, model.shape, serving, None)
+    need = needs(model.weights, model.shape, serving, None, lora)
     return need.fixed_mib + kv_mib(model.shape, serving, need, tokens) <= room
 
 

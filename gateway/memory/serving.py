@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from worker_manager.contract import FlagValue
+from worker_manager.engine_flags import FlagValue
 
 LARGE_CARD_MIB = 70 * 1024
 HUGE_CARD_MIB = 160 * 1024

@@ -66,6 +66,11 @@ class Target(Protocol):
         """What its requests may ask of an engine although it endangers one."""
         ...
 
+    @property
+    def adapter(self) -> str:
+        """The LoRA adapter it was called by, which its engines know under that name; mostly empty."""
+        ...
+
 
 class Gatekeeper(Protocol):
     """Who may do what (`access.keyring.Keyring`)."""
@@ -194,14 +199,14 @@ class InferenceEntry:
         priority = max(call.asked_priority(), principal.priority)
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
-        call.stream, call.wish = asked.stream, Wish(asked.prefix, priority)
         target = self._resolve(asked.model, principal.may_use)
-        call.endpoint = target.name
+        call.stream, call.endpoint = asked.stream, target.name
+        call.wish = Wish(asked.prefix, priority, target.adapter)
         self._hygiene.check(asked, call.body, call.path, target.allow)
         call.metered = True
         if asked.stream and call.path in USAGE_OPTION_ROUTES:
             call.body, call.hides_usage = with_usage(call.body, asked)
-        if asked.model != call.endpoint:
+        if asked.model != (target.adapter or target.name):  # engines know no aliases
             call.body = with_model(call.body, kind, call.endpoint)
 
     async def _enter(self, call: Call, quotas: Any) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gateway.errors import EndpointFailed, GatewayError, NoWorker, TooManyRequests, sentences
+from gateway.scheduling.adapters import AdapterNews, Adapters, prefix_of, with_adapter
 from gateway.scheduling.queue import Queue, Waiter
 from gateway.scheduling.slots import Lease, Slot, Team, awake_at, incarnation
 from gateway.scheduling.types import RETRY_FAILED_SECONDS
@@ -37,6 +38,7 @@ class Demand:
         """Waiters in all queues."""
         self._failures: dict[str, tuple[Failure, float]] = {}
         self._unfit: dict[str, str] = {}
+        self._adapters = Adapters()
         self._on_trial = NOBODY
         self._pardoned = NOBODY
         self.changed: Callable[[], None] = lambda: None
@@ -71,6 +73,7 @@ class Demand:
         for worker_id in gone:
             self._forget(self.slots.pop(worker_id))
         self._tell_the_hopeless(now)
+        self._tell_of_adapters()
         self._grant_everywhere()
         return gone
 
@@ -90,6 +93,7 @@ class Demand:
         slot.loading_since = (slot.loading_since or worker.since) if loads else None
         slot.awake_at = awake_at(worker)
         slot.state = worker.state
+        slot.note_adapters(worker)
         if worker.failure is not None and _is_hopeless(worker) and slot.id not in self._pardoned:
             self._failures[slot.endpoint] = (worker.failure, worker.since)
 
@@ -113,6 +117,17 @@ class Demand:
                 ]
                 for waiter in too_old:
                     self._refuse(waiter, endpoint_failed(name, failure, since, now))
+
+    def set_adapters(self, news: dict[str, AdapterNews]) -> None:
+        """Take over what the adapters of all endpoints should be; whoever waits for one in vain is told so."""
+        self._adapters.set(news)
+        self._tell_of_adapters()
+        self._grant_everywhere()
+
+    def _tell_of_adapters(self) -> None:
+        for name, queue in self.queues.items() if self._waiting else ():
+            for waiter, error in self._adapters.in_vain(name, queue.waiters, self._team(name)):
+                self._refuse(waiter, error)
 
     def _failed(self, endpoint: str) -> tuple[Failure, float] | None:
         """The failure that requests are refused with, and its time; None if a start was ordered since."""
@@ -215,7 +230,7 @@ class Demand:
         if queue is None:
             return None
         now = self._clock()
-        if self._waiting and not all(waiter.avoided(now) for waiter in queue.waiters):
+        if self._waiting and not all(waiter.wish.adapter or waiter.avoided(now) for waiter in queue.waiters):
             return None
         slot = self._take(endpoint, queue, avoid, wish, now)
         return Lease(slot, 0.0) if slot is not None else None
@@ -240,11 +255,11 @@ class Demand:
         lease = self.try_acquire(endpoint, avoid, wish)
         if lease is not None:
             return lease
-        self._admit(endpoint, queue)
+        self._admit(endpoint, queue, wish.adapter)
         waiter = Waiter(asyncio.get_running_loop().create_future(), self._clock(), wish, avoid)
         return await self._wait(endpoint, queue, seconds, waiter)
 
-    def _admit(self, endpoint: str, queue: Queue) -> None:
+    def _admit(self, endpoint: str, queue: Queue, adapter: str) -> None:
         if len(queue.waiters) >= self._max_waiting:
             raise TooManyRequests(
                 f"{len(queue.waiters)} requests wait for '{endpoint}' already (HOSTLER_MAX_WAITING): try again later",
@@ -252,6 +267,9 @@ class Demand:
             )
         if endpoint in self._unfit and not self._has_other_hope(endpoint):
             raise self._cannot_start(endpoint)
+        refusal = self._adapters.refusal(endpoint, adapter, self._team(endpoint)) if adapter else None
+        if refusal is not None:
+            raise refusal
         failed = self._failed(endpoint)
         if failed is not None and not self._has_other_hope(endpoint):
             now = self._clock()
@@ -269,8 +287,8 @@ class Demand:
         except TimeoutError:
             self._take_back(waiter)
             raise NoWorker(
-                f"No worker of '{endpoint}' was ready within {seconds:.0f} s: try again later, or see "
-                f"GET /api/endpoints/{endpoint} for what it is doing",
+                f"No worker of '{endpoint}'{with_adapter(waiter.wish.adapter)} was ready within {seconds:.0f} s: "
+                f"try again later, or see GET /api/endpoints/{endpoint} for what it is doing",
                 retry_after=self.retry_after(endpoint),
             ) from None
         except asyncio.CancelledError:
@@ -307,7 +325,12 @@ class Demand:
 
     def _take(self, endpoint: str, queue: Queue, avoid: frozenset[str], wish: Wish, now: float) -> Slot | None:
         team = self._teams.get(endpoint)
-        return team.take(queue.per_worker, avoid, wish.prefix, now) if team is not None else None
+        if team is None:
+            return None
+        if wish.adapter:
+            holders = self._adapters.holders(endpoint, wish.adapter, team)
+            return team.take(queue.per_worker, avoid, prefix_of(wish), now, holders)
+        return team.take(queue.per_worker, avoid, wish.prefix, now)
 
     def _grant_everywhere(self) -> None:
         if self._waiting:
@@ -326,7 +349,7 @@ class Demand:
             if slot is not None:
                 waiter.granted.set_result(slot)
                 served.append(waiter)
-            elif not avoid:
+            elif not avoid and not waiter.wish.adapter:
                 break
             # else those behind it are not as choosy
         for waiter in served:

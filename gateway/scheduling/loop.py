@@ -16,6 +16,7 @@ import structlog
 from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.memory.host import HOST_MARGIN_MIB, cards
+from gateway.scheduling.adapters import AdapterNews
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.generations import is_current
 from gateway.scheduling.orders import Orders
@@ -25,6 +26,7 @@ from gateway.scheduling.reasons import Reasons
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.scheduling.types import HOST_MEMORY, KnownWorker, Plan, Situation, WantedEndpoint
 from worker_manager.contract import (
+    Adapter,
     DesiredSet,
     HostFacts,
     ObservedSet,
@@ -248,6 +250,7 @@ class Scheduler:
         self._hold_back(self.observed, wanted)
         situation = self._situation(self.observed, wanted)
         self._demand.set_unfit({endpoint.name: endpoint.unfit for endpoint in situation.endpoints if endpoint.unfit})
+        self._demand.set_adapters(news_of(situation.endpoints))
         decided = plan(situation)
         self.last_plan = decided
         self.reasons.note(situation.now, decided, (worker.spec.id for worker in situation.workers))
@@ -256,7 +259,7 @@ class Scheduler:
         self._demand.set_draining(decided.draining | decided.residencies.keys())
         self._demand.set_pardoned(pardoned(situation, decided))
         try:
-            await self._send(decided, self.observed)
+            await self._send(decided, situation, self.observed)
         except ManagerUnavailable as problem:
             self._lost(problem)
             return RETRY_SECONDS
@@ -334,7 +337,7 @@ class Scheduler:
             sleep=worker.sleep,
         )
 
-    def _wanted(self, decided: Plan, host: HostFacts) -> DesiredSet:
+    def _wanted(self, decided: Plan, situation: Situation, host: HostFacts) -> DesiredSet:
         """The plan as the manager is told it, not numbered yet."""
         why = {spec.id: self._failures.reason(spec, host) for spec in decided.desired}
         return DesiredSet(
@@ -343,11 +346,12 @@ class Scheduler:
             residencies=decided.residencies,
             sleepless={worker: reason for worker, reason in why.items() if reason},
             soon=decided.soon,
+            adapters=adapters_of(decided.desired, situation.endpoints),
         )
 
-    async def _send(self, decided: Plan, observed: ObservedSet) -> None:
+    async def _send(self, decided: Plan, situation: Situation, observed: ObservedSet) -> None:
         """Send the desired set if it differs from what this very manager has taken."""
-        fresh = self._orders.next(self._wanted(decided, observed.host), observed)
+        fresh = self._orders.next(self._wanted(decided, situation, observed.host), observed)
         if fresh is not None:
             accepted = await self._manager.set_desired(fresh)
             self._orders.taken(fresh, accepted.manager)
@@ -359,3 +363,25 @@ def pardoned(situation: Situation, decided: Plan) -> frozenset[str]:
     ids = {spec.id for spec in decided.desired if spec.endpoint in tried and is_current(tried[spec.endpoint], spec)}
     staying = {spec.id for spec in decided.desired} - decided.draining
     return frozenset(ids | {worker.spec.id for worker in situation.workers if worker.spec.id not in staying})
+
+
+def news_of(endpoints: Iterable[WantedEndpoint]) -> dict[str, AdapterNews]:
+    """What requests have to know of each endpoint's LoRA adapters."""
+    return {
+        endpoint.name: AdapterNews({one.name: one.revision for one in endpoint.adapters}, endpoint.adapter_problems)
+        for endpoint in endpoints
+        if endpoint.adapters or endpoint.adapter_problems
+    }
+
+
+def adapters_of(workers: Iterable[WorkerSpec], endpoints: Iterable[WantedEndpoint]) -> dict[str, tuple[Adapter, ...]]:
+    """The LoRA adapters that each worker should have: those of its endpoint that fit the room it was started with."""
+    wanted = {endpoint.name: endpoint.adapters for endpoint in endpoints if endpoint.adapters}
+    found: dict[str, tuple[Adapter, ...]] = {}
+    for spec in workers:
+        room = spec.lora
+        if room is not None and spec.endpoint in wanted:
+            fitting = tuple(one for one in wanted[spec.endpoint] if one.rank <= room.max_rank)
+            if fitting:
+                found[spec.id] = fitting
+    return found

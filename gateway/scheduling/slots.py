@@ -1,11 +1,13 @@
 """Slots: the workers as requests see them, and how one of an endpoint's is picked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from gateway.scheduling.affinity import Memory, Trail
 from gateway.scheduling.balance import WINDOW_SECONDS, choose
-from worker_manager.contract import ObservedWorker, WorkerState
+from worker_manager.contract import AdapterState, ObservedWorker, WorkerState
+
+NO_ADAPTERS: Mapping[str, str] = {}
 
 
 class Slot:
@@ -34,6 +36,10 @@ class Slot:
         self.awake_at: float | None = None
         """When it should be awake, while it wakes and that is known."""
         self.memory = Memory()
+        self.adapters: Mapping[str, str] = NO_ADAPTERS
+        """The LoRA adapters it has loaded, each with its revision."""
+        self.adapter_failures: Mapping[str, str] = NO_ADAPTERS
+        """Those it could not load, and why."""
 
     def serves(self) -> bool:
         """Whether requests may be sent there, as far as it goes."""
@@ -45,6 +51,14 @@ class Slot:
         self.reachable = True
         self.last_used = self.ready_at = now
         self.memory = Memory()
+
+    def note_adapters(self, worker: ObservedWorker) -> None:
+        """Take over how far it has come with its adapters; what it had is gone when it is not ready."""
+        if not (worker.adapters or self.adapters or self.adapter_failures):
+            return
+        told = worker.adapters if worker.state is WorkerState.READY else ()
+        self.adapters = {one.name: one.revision for one in told if one.state is AdapterState.READY}
+        self.adapter_failures = {one.name: one.reason for one in told if one.state is AdapterState.FAILED}
 
     def end_trial(self, now: float) -> None:
         """It has answered the first request of its change."""
@@ -85,13 +99,15 @@ class Team:
         """Requests on workers that are not draining."""
         return sum(slot.in_flight for slot in self._slots if not slot.draining)
 
-    def take(self, ceiling: int, avoid: frozenset[str], prefix: bytes, now: float) -> Slot | None:
-        """The slot for a request, counted as given; None while no worker can have it.
+    def take(
+        self, ceiling: int, avoid: frozenset[str], prefix: bytes, now: float, among: list[Slot] | None = None
+    ) -> Slot | None:
+        """The slot for a request, counted as given; None while no worker can have it. `among`: one of these.
 
         A lone worker is taken without a look at the prompt; what it reads is remembered once there is a second one,
         ready or not.
         """
-        slots = self._slots
+        slots = self._slots if among is None else among
         if len(slots) == 1:
             slot = slots[0]
             if slot.in_flight >= ceiling or not slot.serves() or slot.incarnation in avoid:

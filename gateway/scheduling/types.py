@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from worker_manager.contract import Residency, SleepFacts, WorkerSpec, WorkerState
+from worker_manager.contract import Adapter, Residency, SleepFacts, WorkerSpec, WorkerState
 
 HOST_MEMORY = "host"
 """The name under which the machine's own memory is a card, for workers that run on the CPUs."""
@@ -50,6 +50,10 @@ class WantedEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     """Idle for so long, a worker sleeps ahead of need where not all endpoints fit at once."""
     sleep_host_mib: int = 0
     """MiB of host memory that a sleeper of level 1 takes, as far as can be told before it was measured: its weights."""
+    adapters: tuple[Adapter, ...] = ()
+    """LoRA adapters that each of its workers should have, as far as their room goes."""
+    adapter_problems: dict[str, str] = {}
+    """Adapters that no worker can have, and why: requests are refused with it. Empty: still to come, they wait."""
     load_seconds: float | None = None
     """How long its last start took; None: not seen yet."""
     stopped: bool = False

@@ -46,7 +46,8 @@ def containers(made_models: Path) -> Iterator[ComposeStack]:
     """Engines in containers, from the compose file as it stands."""
     with compose_stack(HOSTLER_ENGINE_IMAGE=VLLM_IMAGE, HOSTLER_STOP_SECONDS="10") as stack:
         shutil.copytree(made_models, stack.models / "local")
-        stack.register("chat", "local/chat", **CHAT)
+        # with room for adapters, so that those of test_adapters cost no start of their own
+        stack.register("chat", "local/chat", **CHAT, lora={"max_rank": 16, "max_loras": 2, "max_cpu_loras": 4})
         stack.register("embed", "local/embed", **EMBEDDING)
         yield stack
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from worker_manager.contract import FlagValue
+from worker_manager.engine_flags import FlagValue
 
 WEIGHTS = "model.safetensors"
 PATIENCE_SECONDS = 150.0

@@ -29,6 +29,10 @@ class EngineArguments:
     enable_force_include_usage: bool
     enable_prefix_caching: bool
     shutdown_timeout: float
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
+    max_cpu_loras: int = 1
 
 
 def known_flags() -> dict[str, str]:
@@ -60,6 +64,10 @@ def parse(arguments: list[str]) -> EngineArguments:
         enable_force_include_usage=bool(found["enable_force_include_usage"]),
         enable_prefix_caching=found["enable_prefix_caching"] is not False,
         shutdown_timeout=found["shutdown_timeout"] or 0.0,
+        enable_lora=bool(found["enable_lora"]),
+        max_loras=found["max_loras"] or 1,
+        max_lora_rank=found["max_lora_rank"] or 16,
+        max_cpu_loras=found["max_cpu_loras"] or found["max_loras"] or 1,
     )
 
 
@@ -71,6 +79,9 @@ NUMBERS: dict[str, type[int] | type[float]] = {
     "kv-cache-memory-bytes": int,
     "gpu-memory-utilization": float,
     "shutdown-timeout": float,
+    "max-loras": int,
+    "max-lora-rank": int,
+    "max-cpu-loras": int,
 }
 
 

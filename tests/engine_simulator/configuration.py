@@ -90,6 +90,8 @@ class Simulation:
     """What `/version` says."""
     sleep_seconds: float = 0.01
     wake_seconds: float = 0.01
+    lora_load_seconds: float = 0.0
+    """What loading a LoRA adapter takes."""
     hold: list[str] = field(default_factory=list)
     """An answer to a prompt with one of these in it stays without its last token for as long as it stands here."""
     faults: Faults = field(default_factory=Faults)

@@ -35,6 +35,20 @@ class Running(Protocol):
         ...
 
 
+class LoadedAdapter(Protocol):
+    """A LoRA adapter, as the engine sees it."""
+
+    @property
+    def path(self) -> str:
+        """The folder it was loaded from."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Another one for other weights."""
+        ...
+
+
 class Engine:
     """One simulated engine. Not thread-safe: everything happens on its event loop."""
 
@@ -50,6 +64,7 @@ class Engine:
         self.started_at = int(time.time())
         self.sleep_level = 0
         self.weights_lost = False
+        self.adapters: dict[str, LoadedAdapter] = {}
         self.responses: dict[str, dict[str, Any]] = {}
         self.paths: dict[str, int] = {}
         self.started = self.finished = self.aborted = 0
@@ -74,6 +89,15 @@ class Engine:
     def seed(self) -> int:
         """The seed of all answers; another one where the weights were lost in sleep and not loaded again."""
         return self.simulation.seed + (1_000_003 if self.weights_lost else 0)
+
+    def seed_of(self, model: Any) -> int:
+        """The seed of the answers of a model: each adapter has its own."""
+        adapter = self.adapters.get(model) if isinstance(model, str) else None
+        return self.seed ^ (adapter.seed if adapter is not None else 0)
+
+    def served_as(self, model: Any) -> str:
+        """The name that an answer carries."""
+        return str(model) if model in self.adapters else self.arguments.served_names[0]
 
     def admit(self, generation: Running) -> None:
         """Let it run, or wait for a place: at most `--max-num-seqs` run at a time."""
@@ -137,6 +161,7 @@ class Engine:
             "prompt_tokens": self.metrics.prompt_tokens,
             "generation_tokens": self.metrics.generation_tokens,
             "sleep_level": self.sleep_level,
+            "adapters": {name: adapter.path for name, adapter in self.adapters.items()},
             "seed": self.seed,
             "gpu_memory_mib": self.memory.held_mib,
             "pid": os.getpid(),

@@ -23,7 +23,7 @@ def chat(engine: Engine, connection: Connection, request: Request) -> None:
     usage = _wants_usage(engine, body)
     start = _Start(engine, connection, body, prompt, body.get("max_completion_tokens") or body.get("max_tokens"))
     dialect = ChatDialect(
-        f"chatcmpl-{uuid.uuid4().hex}", engine.arguments.served_names[0], start.tokens, start.cached, usage=usage
+        f"chatcmpl-{uuid.uuid4().hex}", engine.served_as(body.get("model")), start.tokens, start.cached, usage=usage
     )
     start.run(dialect)
 
@@ -34,7 +34,7 @@ def completions(engine: Engine, connection: Connection, request: Request) -> Non
     # vLLM completes 16 tokens where nothing is asked
     start = _Start(engine, connection, body, text.prompt_bytes(body["prompt"]), body.get("max_tokens", 16))
     dialect = TextDialect(
-        f"cmpl-{uuid.uuid4().hex}", engine.arguments.served_names[0], start.tokens, start.cached, usage=usage
+        f"cmpl-{uuid.uuid4().hex}", engine.served_as(body.get("model")), start.tokens, start.cached, usage=usage
     )
     start.run(dialect)
 
@@ -45,7 +45,7 @@ def responses(engine: Engine, connection: Connection, request: Request) -> None:
     prompt = given.encode() if isinstance(given, str) else text.render([item for item in given if "role" in item])
     request_id = f"resp_{uuid.uuid4().hex}"
     start = _Start(engine, connection, body, prompt, body.get("max_output_tokens"))
-    dialect = ResponsesDialect(request_id, engine.arguments.served_names[0], start.tokens, start.cached)
+    dialect = ResponsesDialect(request_id, engine.served_as(body.get("model")), start.tokens, start.cached)
     if body.get("store", True):
         engine.responses[request_id] = dialect.whole(start.words, start.reason)
     start.run(dialect)
@@ -54,7 +54,7 @@ def responses(engine: Engine, connection: Connection, request: Request) -> None:
 def messages(engine: Engine, connection: Connection, request: Request) -> None:
     body = read_body(request, "model", "messages", "max_tokens")
     start = _Start(engine, connection, body, _anthropic_prompt(body), body["max_tokens"])
-    start.run(MessagesDialect(f"msg_{uuid.uuid4().hex}", engine.arguments.served_names[0], start.tokens))
+    start.run(MessagesDialect(f"msg_{uuid.uuid4().hex}", engine.served_as(body.get("model")), start.tokens))
 
 
 def count_tokens(engine: Engine, connection: Connection, request: Request) -> None:
@@ -73,7 +73,7 @@ def speech(engine: Engine, connection: Connection, request: Request) -> None:
     audio = form[b"file"]
     start = _Start(engine, connection, body, audio[:3000], None)
     seconds = max(1, len(audio) // AUDIO_BYTES_PER_SECOND)
-    start.run(_SpeechDialect(engine.arguments.served_names[0], seconds))
+    start.run(_SpeechDialect(engine.served_as(body.get("model")), seconds))
 
 
 def get_response(engine: Engine, connection: Connection, request: Request) -> None:
@@ -101,7 +101,7 @@ class _Start:
         self.tokens = text.token_count(prompt)
         limit = token_limit(engine, asked_tokens, self.tokens)
         natural = limit if body.get("ignore_eos") else max(simulation.answer_tokens, body.get("min_tokens") or 0)
-        seed = engine.seed ^ (body.get("seed") or 0)
+        seed = engine.seed_of(body.get("model")) ^ (body.get("seed") or 0)
         self.words = text.answer_words(prompt, seed, max(1, min(limit, natural)))
         self.reason = "length" if limit < natural or body.get("ignore_eos") else "stop"
         self._apply_stop(body.get("stop"))

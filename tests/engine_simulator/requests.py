@@ -55,7 +55,8 @@ def read_body(request: Request, *required: str) -> dict[str, Any]:
 
 def check_model(engine: Engine, model: Any) -> None:
     """Refuse a model that is not served, as vLLM does. Raises `RequestError` 404."""
-    if model and model not in engine.arguments.served_names:
+    is_served = model in engine.arguments.served_names or (isinstance(model, str) and model in engine.adapters)
+    if model and not is_served:
         served = ", ".join(engine.arguments.served_names)
         raise RequestError(
             404, f"The model `{model}` does not exist. Valid aliases: {served}.", "NotFoundError", "model"

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 
+from tests.engine_simulator import adapters
 from tests.engine_simulator import generating_routes as generating
 from tests.engine_simulator import pooling_routes as pooling
 from tests.engine_simulator import service_routes as service
@@ -52,13 +53,20 @@ DEVELOPMENT_ROUTES: dict[str, dict[str, Handler]] = {
 }
 """Only with VLLM_SERVER_DEV_MODE=1 and --enable-sleep-mode."""
 
+ADAPTER_ROUTES: dict[str, dict[str, Handler]] = {
+    "/v1/load_lora_adapter": {"POST": adapters.load},
+    "/v1/unload_lora_adapter": {"POST": adapters.unload},
+}
+"""Only with VLLM_ALLOW_RUNTIME_LORA_UPDATING."""
+
 
 class Router:
     """Finds the handler, and turns a `RequestError` into its answer."""
 
-    def __init__(self, engine: Engine, *, development: bool) -> None:
+    def __init__(self, engine: Engine, *, development: bool, updates_adapters: bool) -> None:
         self._engine = engine
-        self._routes = ROUTES | DEVELOPMENT_ROUTES if development else ROUTES
+        self._routes = ROUTES | (DEVELOPMENT_ROUTES if development else {})
+        self._routes |= ADAPTER_ROUTES if updates_adapters else {}
 
     def handle(self, connection: Connection, request: Request) -> None:
         """Answer one request, now or later."""

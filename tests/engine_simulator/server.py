@@ -69,7 +69,8 @@ async def _serve(arguments: EngineArguments, listener: socket.socket) -> int:
         return 0
     connections: set[Connection] = set()
     development = os.environ.get("VLLM_SERVER_DEV_MODE") == "1" and arguments.enable_sleep_mode
-    router = Router(engine, development=development)
+    updates = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true")
+    router = Router(engine, development=development, updates_adapters=updates)
     idle = float(os.environ.get("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", DEFAULT_KEEP_ALIVE_SECONDS))
 
     def connect() -> Connection:

@@ -42,6 +42,19 @@ def models(engine: Engine, connection: Connection, _request: Request) -> None:
         }
         for name in engine.arguments.served_names
     ]
+    cards += [
+        {
+            "id": name,
+            "object": "model",
+            "created": engine.started_at,
+            "owned_by": "vllm",
+            "root": adapter.path,
+            "parent": engine.arguments.served_names[0],
+            "max_model_len": None,
+            "permission": [],
+        }
+        for name, adapter in engine.adapters.items()
+    ]
     connection.answer_json({"object": "list", "data": cards})
 
 

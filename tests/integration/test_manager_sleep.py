@@ -7,13 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from tests.support.adapters import adapter_folder
 from tests.support.machine import Machine, is_running, spec
 from tests.support.processes import REPOSITORY, short_folder
 from tests.support.waiting import wait_until
 from tests.testbed.simulated_gpus.host import SimulatedHost, cards
-from worker_manager.contract import DesiredSet, FailureKind, ObservedWorker, Residency, WorkerSpec, WorkerState
+from worker_manager.contract import (
+    Adapter,
+    AdapterState,
+    DesiredSet,
+    FailureKind,
+    LoraRoom,
+    ObservedWorker,
+    Residency,
+    WorkerSpec,
+    WorkerState,
+)
 
 TOTAL = 10_000
 CARDS = cards(1, TOTAL)
@@ -385,3 +397,29 @@ def test_an_engine_that_is_known_not_to_sleep_well_is_left_hot(machine: Machine)
         wait_until_it_says(machine, worker, "can't sleep")
         assert stats(machine, worker)["sleep_level"] == 0
         assert not {"/sleep", "/wake_up"} & stats(machine, worker)["paths"].keys()
+
+
+def test_what_slept_has_its_adapters_loaded_again_and_is_not_put_to_level_2(machine: Machine) -> None:
+    red = Adapter(name="red", path="local/red", revision="a1", rank=8)
+    adapter_folder(machine.folder / "models" / "local" / "red")
+    machine.add_model(residual_mib=RESIDUAL, claim_mib=PROMISE)
+    machine.start()
+    wanted = DesiredSet(generation=1, workers=(on_card(lora=LoraRoom()),), adapters={"w1": (red,)})
+
+    def order(generation: int, **residencies: Residency) -> None:
+        fresh = msgspec.structs.replace(wanted, generation=generation, residencies=residencies)
+        assert machine.put(fresh).status_code == 200
+
+    def has_it() -> bool:
+        seen = machine.worker()
+        return seen is not None and [one.state for one in seen.adapters] == [AdapterState.READY]
+
+    order(1)
+    wait_until(has_it, "it has the adapter", seconds=30)
+    assert machine.wait_for(WorkerState.READY).can_sleep
+    assert not machine.wait_for(WorkerState.READY).can_sleep_deep
+    order(2, w1=Residency.ASLEEP_1)
+    assert [one.state for one in machine.wait_for(WorkerState.ASLEEP).adapters] == [AdapterState.LOADING]
+    order(3)
+    wait_until(has_it, "it has the adapter again", seconds=30)
+    assert stats(machine)["paths"]["/v1/load_lora_adapter"] == 2

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from gateway.endpoints.changes import SERVING_FIELDS, changed_fields, is_served_alike, pinned, served_as
-from gateway.endpoints.types import EndpointSpec
+from gateway.endpoints.types import AdapterSource, EndpointSpec
+from gateway.types import Allowable, Limits
 
 OTHERS = {
     "min_workers": 1,
@@ -16,7 +17,10 @@ OTHERS = {
     "sleep_after_seconds": 5.0,
     "priority": 3,
     "aliases": ("b",),
+    "adapters": {"c": AdapterSource(model="local/lora")},
     "labels": {"x": "y"},
+    "limits": Limits(concurrency=3),
+    "allow": (Allowable.MEDIA_URLS,),
 }
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from gateway.errors import EndpointFailed, NoWorker, TooManyRequests
+from gateway.scheduling.adapters import AdapterNews
 from gateway.scheduling.demand import ANY, Demand
 from gateway.scheduling.queue import AVOID_SECONDS, BATCH_PATIENCE_SECONDS, Waiter
 from gateway.scheduling.slots import Lease, Slot
@@ -21,8 +22,10 @@ from gateway.types import Priority, Wish
 from tests.support.planning import template
 from tests.support.waiting import wait_until_async
 from worker_manager.contract import (
+    AdapterState,
     Failure,
     FailureKind,
+    ObservedAdapter,
     ObservedWorker,
     Residency,
     SleepFacts,
@@ -52,6 +55,7 @@ def seen(
     since: float = 900.0,
     failure: Failure | None = None,
     restarts: int = 0,
+    adapters: tuple[ObservedAdapter, ...] = (),
 ) -> ObservedWorker:
     """Make a worker as the manager tells of it."""
     spec = msgspec.structs.replace(template(endpoint), id=worker_id)
@@ -64,7 +68,13 @@ def seen(
         socket=f"{worker_id}/engine.sock",
         failure=failure,
         restarts=restarts,
+        adapters=adapters,
     )
+
+
+def loaded(name: str, revision: str = "1", state: AdapterState = AdapterState.READY) -> ObservedAdapter:
+    reason = "it is broken" if state is AdapterState.FAILED else ""
+    return ObservedAdapter(name=name, revision=revision, state=state, since=900.0, reason=reason)
 
 
 def made(*workers: ObservedWorker, per_worker: int = 2, max_waiting: int = 100, clock: Clock | None = None) -> Demand:
@@ -575,8 +585,13 @@ async def test_a_stop_lasts_until_the_next_request_waits() -> None:
 IDS = st.sampled_from(["w1", "w2", "w3"])
 STATES = st.sampled_from(WorkerState)
 WISHES = st.builds(
-    Wish, st.sampled_from([b"", b"a" * 200, b"a" * 200 + b"b" * 600, b"b" * 2_000]), st.sampled_from(Priority)
+    Wish,
+    st.sampled_from([b"", b"a" * 200, b"a" * 200 + b"b" * 600, b"b" * 2_000]),
+    st.sampled_from(Priority),
+    st.sampled_from(["", "", "red"]),
 )
+ADAPTERS = st.sampled_from([(), (loaded("red"),), (loaded("red", "2"),), (loaded("red", "1", AdapterState.FAILED),)])
+NEWS = st.sampled_from([{}, {"a": AdapterNews({"red": "1"}, {})}, {"a": AdapterNews({}, {"red": ""})}])
 
 
 class AnyDemand(RuleBasedStateMachine):
@@ -589,6 +604,8 @@ class AnyDemand(RuleBasedStateMachine):
         self.demand = made(seen("w1"), per_worker=2, max_waiting=4, clock=self.clock)
         self.tasks: list[asyncio.Task[Lease]] = []
         self.leases: list[Lease] = []
+        self.wanted: str | None = None
+        """The revision of the adapter that requests are to be answered by."""
         self.closed: dict[Slot, int] = {}
         """Requests on the workers that served nobody when looked at last."""
 
@@ -636,12 +653,18 @@ class AnyDemand(RuleBasedStateMachine):
         if turn:
             self.turn()
 
-    @rule(states=st.dictionaries(IDS, STATES))
-    def observe(self, states: dict[str, WorkerState]) -> None:
+    @rule(states=st.dictionaries(IDS, st.tuples(STATES, ADAPTERS)))
+    def observe(self, states: dict[str, tuple[WorkerState, tuple[ObservedAdapter, ...]]]) -> None:
+        failures = {WorkerState.FAILED: FAILURE}
         self.demand.set_workers(
-            seen(name, state=state, since=self.clock.now, failure=FAILURE if state is WorkerState.FAILED else None)
-            for name, state in states.items()
+            seen(name, state=state, since=self.clock.now, failure=failures.get(state), adapters=adapters)
+            for name, (state, adapters) in states.items()
         )
+
+    @rule(news=NEWS)
+    def adapt(self, news: dict[str, AdapterNews]) -> None:
+        self.demand.set_adapters(news)
+        self.wanted = news["a"].revisions.get("red") if news else None
 
     @rule(ids=st.frozensets(IDS))
     def drain(self, ids: frozenset[str]) -> None:
@@ -658,6 +681,8 @@ class AnyDemand(RuleBasedStateMachine):
                 assert not any(self.could_serve(slot, waiter) for slot in self.demand.slots.values()), "nobody starves"
 
     def could_serve(self, slot: Slot, waiter: Waiter) -> bool:
+        if waiter.wish.adapter and (self.wanted is None or slot.adapters.get(waiter.wish.adapter) != self.wanted):
+            return False
         return slot.serves() and slot.in_flight < 2 and slot.incarnation not in waiter.avoided(self.clock.now)
 
     @rule(worker=IDS)
@@ -752,3 +777,62 @@ async def test_an_endpoint_is_warm_while_a_worker_of_it_is_ready() -> None:
     demand = made(seen("w1", state=WorkerState.LOADING), seen("w2", "b"))
     assert not demand.is_warm("a")
     assert demand.is_warm("b")
+
+
+# adapters
+
+RED = Wish(adapter="red")
+WANTED = {"a": AdapterNews({"red": "1"}, {})}
+
+
+async def test_a_request_for_an_adapter_gets_a_worker_that_has_it() -> None:
+    demand = made(seen("w1"), seen("w2", adapters=(loaded("red"),)), seen("w3", adapters=(loaded("red", "0"),)))
+    demand.set_adapters(WANTED)
+    leases = [demand.try_acquire("a", wish=RED) for _ in range(3)]
+    assert [lease.slot.id if lease else None for lease in leases] == ["w2", "w2", None]
+
+
+async def test_whoever_waits_for_an_adapter_keeps_nobody_else_from_a_free_worker() -> None:
+    demand = made(seen("w1"))
+    demand.set_adapters(WANTED)
+    async with waiting(demand, 1, wish=RED) as (task,):
+        assert demand.try_acquire("a") is not None
+        demand.set_workers([seen("w1", adapters=(loaded("red", state=AdapterState.LOADING),))])
+        assert not task.done()
+        demand.set_workers([seen("w1", adapters=(loaded("red"),))])
+        assert await granted(task) == "w1"
+
+
+async def test_those_behind_a_request_for_an_adapter_are_served() -> None:
+    demand = made(seen("w1", state=WorkerState.LOADING))
+    demand.set_adapters(WANTED)
+    async with waiting(demand, 1, wish=RED), waiting(demand, 1) as (other,):
+        demand.set_workers([seen("w1")])
+        assert await granted(other) == "w1"
+
+
+async def test_an_adapter_that_no_ready_worker_could_load_is_refused_with_the_reason() -> None:
+    broken = (loaded("red", state=AdapterState.FAILED),)
+    demand = made(seen("w1", adapters=broken), seen("w2"))
+    demand.set_adapters(WANTED)
+    async with waiting(demand, 1, wish=RED) as (task,):
+        demand.set_workers([seen("w1", adapters=broken)])
+        with pytest.raises(
+            EndpointFailed, match="The adapter 'red' of the endpoint 'a' cannot be served: it is broken"
+        ):
+            await task
+    with pytest.raises(EndpointFailed, match="it is broken"):
+        await demand.acquire("a", NEVER, wish=RED)
+    assert demand.try_acquire("a") is not None
+
+
+async def test_an_adapter_that_can_not_be_is_refused_and_one_that_comes_is_waited_for_until_it_is_deleted() -> None:
+    demand = made(seen("w1"))
+    demand.set_adapters({"a": AdapterNews({}, {"red": "its rank is too high"})})
+    with pytest.raises(EndpointFailed, match="its rank is too high"):
+        await demand.acquire("a", NEVER, wish=RED)
+    demand.set_adapters({"a": AdapterNews({}, {"red": ""})})
+    async with waiting(demand, 1, wish=RED) as (task,):
+        demand.set_adapters({})
+        with pytest.raises(NoWorker, match="The adapter 'red' of 'a' was deleted"):
+            await task

@@ -14,10 +14,11 @@ import pytest
 
 from tests.engine_simulator.command_line import known_flags
 from tests.engine_simulator.configuration import Simulation
+from tests.support.adapters import adapter_folder
 from tests.support.processes import accepts_connections, short_folder
 from tests.support.simulated_engine import SimulatedEngine, running_engine
 from tests.support.waiting import wait_until
-from worker_manager.contract import ENGINE_FLAGS
+from worker_manager.engine_flags import ENGINE_FLAGS
 
 CHAT = {"model": "demo", "messages": [{"role": "user", "content": "Tell me of the sea."}]}
 SLOW = Simulation(ttft_seconds=0.0, tokens_per_second=20.0, answer_tokens=2000)
@@ -335,3 +336,51 @@ async def test_two_hundred_streams_at_once_all_end_with_done(engine: SimulatedEn
 
 def _text_stream(prompt: str = "Once") -> dict[str, Any]:
     return {"model": "demo", "prompt": prompt, "stream": True}
+
+
+LORA_FLAGS = ["--enable-lora", "--max-lora-rank=16", "--max-loras=2", "--max-cpu-loras=4"]
+RUNTIME_LORA = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
+
+
+def test_adapters_are_loaded_asked_and_unloaded_in_vllms_words(folder: Path) -> None:
+    red, broken = adapter_folder(folder / "red"), adapter_folder(folder / "broken", rank=64)
+    with running_engine(folder, flags=LORA_FLAGS, env=RUNTIME_LORA) as engine, engine.client() as client:
+
+        def tell(verb: str, **body: str) -> tuple[int, str]:
+            answer = client.post(f"/v1/{verb}_lora_adapter", json=body)
+            return answer.status_code, answer.text if answer.is_success else answer.json()["error"]["message"]
+
+        def said(model: str) -> Any:
+            return client.post("/v1/completions", json={"model": model, "prompt": "a"}).json()
+
+        assert tell("load", lora_name="red", lora_path=str(red)) == (
+            200,
+            "Success: LoRA adapter 'red' added successfully.",
+        )
+        assert said("red")["model"] == "red"
+        assert said("red")["choices"] != said("demo")["choices"]
+        cards = client.get("/v1/models").json()["data"]
+        assert [(card["id"], card["root"], card["parent"]) for card in cards[1:]] == [("red", str(red), "demo")]
+        assert tell("load", lora_name="red", lora_path=str(red)) == (
+            400,
+            (
+                "The lora adapter 'red' has already been loaded. If you want to load the adapter in place, set"
+                " 'load_inplace' to True."
+            ),
+        )
+        assert tell("load", lora_name="demo", lora_path=str(red))[0] == 400
+        assert tell("load", lora_name="x", lora_path=str(folder / "no")) == (
+            404,
+            f"Loading lora x failed: No adapter found for {folder / 'no'}",
+        )
+        status, words = tell("load", lora_name="x", lora_path=str(broken))
+        assert status == 500
+        assert "'LoRA rank 64 is greater than max_lora_rank 16.'" in words
+        assert tell("unload", lora_name="red") == (200, "Success: LoRA adapter 'red' removed successfully.")
+        assert tell("unload", lora_name="red") == (404, "The lora adapter 'red' cannot be found.")
+        assert "does not exist" in said("red")["error"]["message"]
+
+
+def test_without_the_variable_there_are_no_routes_for_adapters(folder: Path) -> None:
+    with running_engine(folder, flags=LORA_FLAGS) as engine, engine.client() as client:
+        assert client.post("/v1/load_lora_adapter", json={"lora_name": "a", "lora_path": "b"}).status_code == 404

@@ -19,6 +19,7 @@ from worker_manager.contract import (
     GPU_CONTEXT_MIB,
     Gpu,
     HostFacts,
+    LoraRoom,
     MeasuredMemory,
     ObservedSet,
     ObservedWorker,
@@ -155,6 +156,7 @@ def test_the_rest_is_what_the_promise_or_nvml_has_beside_weights_and_cache() -> 
 
 def test_the_order_of_flags_does_not_matter_and_their_values_do() -> None:
     assert flags_hash({"a": 1, "b": 2}, 1) == flags_hash({"b": 2, "a": 1}, 1)
+    assert flags_hash({"a": 1}, 1, LoraRoom()) != flags_hash({"a": 1}, 1)
     assert len({flags_hash({"a": 1}, 1), flags_hash({"a": 2}, 1), flags_hash({"a": 1}, 2)}) == 3
 
 

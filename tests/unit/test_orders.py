@@ -6,7 +6,7 @@ import msgspec
 
 from gateway.scheduling.orders import Orders
 from tests.support.planning import template
-from worker_manager.contract import DesiredSet, HostFacts, ObservedSet, ObservedWorker, Residency, WorkerState
+from worker_manager.contract import Adapter, DesiredSet, HostFacts, ObservedSet, ObservedWorker, Residency, WorkerState
 
 SPEC = msgspec.structs.replace(template("a"), id="a-1")
 NOBODY = ObservedSet(manager="m", version=1, generation=0, host=HostFacts(launcher="process", device="cuda"))
@@ -65,3 +65,13 @@ def test_after_a_start_of_the_gateway_a_sleeper_is_taken_for_one() -> None:
         (WorkerState.READY, Residency.HOT, Residency.HOT),
     ):
         assert orders.asked(seen(state, residency)) == (asked, 5.0)
+
+
+def test_other_adapters_are_another_set() -> None:
+    orders = Orders(lambda: 7.0)
+    red = {"a-1": (Adapter(name="red", path="local/red", revision="a1", rank=8),)}
+    first = orders.next(wanted(adapters=red), NOBODY)
+    assert first is not None
+    orders.taken(first, "m")
+    assert orders.next(wanted(adapters=red), NOBODY) is None
+    assert orders.next(wanted(), NOBODY) is not None

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker_manager import policy
-from worker_manager.contract import DownloadSpec, FailureKind, WorkerSpec
+from worker_manager.contract import DownloadSpec, FailureKind, LoraRoom, WorkerSpec
 
 GPU = "GPU-11111111-2222-3333-4444-555555555555"
 CONTEXT = policy.PolicyContext(
@@ -236,3 +236,29 @@ def assert_words_hold_no_other_flags(words: list[str], of: WorkerSpec) -> None:
     names = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("-")}
     allowed = itertools.chain.from_iterable((name, f"no-{name}") for name in of.args)
     assert names <= ours | set(allowed)
+
+
+def test_an_engine_with_room_for_adapters_sees_copies_of_its_own_and_one_variable_more() -> None:
+    room = LoraRoom(max_rank=32, max_loras=2, max_cpu_loras=8)
+    plain, made = body(spec()), body(spec(lora=room))
+    more = [mount for mount in made["HostConfig"]["Mounts"] if mount not in plain["HostConfig"]["Mounts"]]
+    assert more == [
+        {"Type": "bind", "Source": "/srv/engines/w1/adapters", "Target": "/run/engine/adapters", "ReadOnly": True}
+    ]
+    assert set(made["Env"]) - set(plain["Env"]) == {"VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"}
+    assert not any("LORA" in variable for variable in plain["Env"])
+    flags = ["--enable-lora", "--max-lora-rank=32", "--max-loras=2", "--max-cpu-loras=8"]
+    assert [word for word in made["Cmd"] if "lora" in word] == flags
+    assert not any("lora" in word for word in plain["Cmd"])
+
+
+def test_room_that_contradicts_itself_is_refused() -> None:
+    assert refusal(spec(lora=LoraRoom(max_loras=8, max_cpu_loras=4))).kind is FailureKind.BAD_FLAG
+    assert "not valid" in refusal(spec(lora=LoraRoom(max_rank=17))).message  # type: ignore[arg-type] # that is the point
+
+
+@pytest.mark.parametrize(
+    "flag", ["enable-lora", "lora-modules", "max-loras", "lora-target-modules", "default-mm-loras"]
+)
+def test_no_flag_of_an_endpoint_says_anything_about_adapters(flag: str) -> None:
+    assert refusal(spec(args={flag: "x"})).kind is FailureKind.BAD_FLAG

@@ -11,9 +11,10 @@ from gateway.database.connection import Database
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.registry import Registry, near_names
 from gateway.endpoints.store import EndpointStore
-from gateway.endpoints.types import Endpoint, EndpointSpec
+from gateway.endpoints.types import AdapterSource, Endpoint, EndpointSpec, Meant
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
-from worker_manager.contract import Failure, FailureKind, HostFacts
+from tests.support.adapters import adapter_folder
+from worker_manager.contract import Failure, FailureKind, HostFacts, LoraRoom
 
 HOST = HostFacts(launcher="process", device="cpu", memory_total_mib=64_000)
 
@@ -62,7 +63,7 @@ async def test_an_endpoint_is_found_by_its_name_and_its_aliases_before_and_after
     await register(registry, "Org/Qwen", aliases=["gpt-4", "small"], engine_args={"max-num-seqs": 8})
     again = await opened(database, models)
     for one in (registry, again):
-        assert one.resolve("small", everybody) == one.resolve("Org/Qwen", everybody) == one.get("Org/Qwen").spec
+        assert one.resolve("small", everybody) == one.resolve("Org/Qwen", everybody) == Meant("Org/Qwen")
         assert one.get("Org/Qwen").spec.gpus == 0, "what depended on the machine was filled in"
         assert [endpoint.spec.name for endpoint in one.all()] == ["Org/Qwen"]
 
@@ -236,3 +237,63 @@ async def test_users_changes_are_heard_of(registry: Registry) -> None:
     await changed(registry, labels={"x": "y"}, priority=3)
     await registry.remove("a")
     assert heard == [("created", "a", ()), ("changed", "a", ("priority", "labels")), ("deleted", "a", ())]
+
+
+# adapters
+
+RED = {"red": {"model": "local/red"}}
+
+
+async def test_an_adapter_is_found_by_its_name_and_belongs_to_its_endpoint(registry: Registry, models: Path) -> None:
+    adapter_folder(models / "local" / "red")
+    made = await register(registry, "a", adapters=RED)
+    assert made.lora == LoraRoom()
+    assert registry.resolve("red", everybody) == Meant("a", "red")
+    with pytest.raises(UnknownModel):
+        registry.resolve("red", lambda name: name != "a")
+    await registry.replace(registry.adapted("a", "red", None, HOST))
+    with pytest.raises(UnknownModel):
+        registry.resolve("red", everybody)
+    assert registry.get("a").spec.lora == LoraRoom(), "the room stays: nothing starts anew"
+    with pytest.raises(NotFound, match="has no adapter 'red'"):
+        registry.adapted("a", "red", None, HOST)
+
+
+async def test_no_two_things_have_one_name(registry: Registry, models: Path) -> None:
+    adapter_folder(models / "local" / "red")
+    await register(registry, "a", aliases=["x"], adapters=RED)
+    await register(registry, "b")
+    for name, fields in (("red", {}), ("c", {"aliases": ["red"]}), ("c", {"adapters": {"red": RED["red"]}})):
+        with pytest.raises(Conflict, match="taken by an adapter of the endpoint 'a'"):
+            registry.checked(spec(name, **fields), HOST)
+    for name in ("a", "x"):
+        with pytest.raises(Conflict, match="is taken by"):
+            registry.adapted("b", name, AdapterSource(model="local/red"), HOST)
+        with pytest.raises(BadRequest, match="has a name that the endpoint itself goes by"):
+            registry.adapted("a", name, AdapterSource(model="local/red"), HOST)
+
+
+async def test_an_adapter_of_a_higher_rank_makes_more_room_unless_the_room_was_named(
+    registry: Registry, models: Path
+) -> None:
+    adapter_folder(models / "local" / "red")
+    adapter_folder(models / "local" / "wide", rank=64)
+    await register(registry, "a", adapters=RED)
+    wide = AdapterSource(model="local/wide")
+    assert registry.adapted("a", "wide", wide, HOST).lora == LoraRoom(max_rank=64)
+    with pytest.raises(BadRequest, match=r"rank 64 and lora\.max_rank is 16"):
+        registry.merged("a", {"adapters": {"wide": {"model": "local/wide"}}, "lora": {"max_rank": 16}}, HOST)
+
+
+async def test_an_adapter_whose_files_are_gone_stands_in_the_way_of_no_other_change(
+    registry: Registry, models: Path
+) -> None:
+    for name in ("red", "blue"):
+        adapter_folder(models / "local" / name)
+    await register(registry, "a", adapters={**RED, "blue": {"model": "local/blue"}})
+    for name in ("red", "blue"):
+        (models / "local" / name / "adapter_model.safetensors").unlink()
+    assert registry.merged("a", {"idle_seconds": 5}, HOST).idle_seconds == 5
+    assert list(registry.adapted("a", "red", None, HOST).adapters) == ["blue"]
+    with pytest.raises(BadRequest, match=r"has no adapter_model\.safetensors"):
+        registry.adapted("a", "green", AdapterSource(model="local/red"), HOST)

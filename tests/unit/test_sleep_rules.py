@@ -1,8 +1,9 @@
 from typing import Any
 
+import msgspec
 import pytest
 
-from worker_manager.contract import Residency, WorkerSpec
+from worker_manager.contract import LoraRoom, Residency, WorkerSpec
 from worker_manager.engines import sleep_rules, vllm
 
 
@@ -41,12 +42,18 @@ def test_the_setting_switches_it_off() -> None:
 
 @pytest.mark.parametrize(
     "args",
-    [{"speculative-config": "{}"}, {"enable-lora": True}, {"load-format": "tensorizer"}, {"load-format": "dummy"}],
+    [{"speculative-config": "{}"}, {"load-format": "tensorizer"}, {"load-format": "dummy"}],
 )
 def test_what_level_2_does_not_bring_back_is_refused_there_only(args: dict[str, Any]) -> None:
     assert why_not(spec(args)) == ""
     assert sleep_rules.deep_refusal(spec(args))
     assert sleep_rules.deep_refusal(spec()) == ""
+
+
+def test_adapters_keep_an_engine_from_level_2_only() -> None:
+    room = msgspec.structs.replace(spec(), lora=LoraRoom())
+    assert why_not(room) == ""
+    assert "LoRA" in sleep_rules.deep_refusal(room)
 
 
 @pytest.mark.parametrize(("version", "good"), [("0.32.0", True), ("0.17.0rc1", True), ("1.0.0", True)])

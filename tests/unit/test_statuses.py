@@ -84,7 +84,7 @@ class Scene:
         return self.statuses(self.registry.get("a"))
 
     def listed_length(self) -> int | None:
-        return Statuses(self.statuses).model(self.registry.get("a"), "a").hostler.max_model_len
+        return Statuses(self.statuses).models(self.registry.get("a"))[0].hostler.max_model_len
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def deep_refusal(spec: WorkerSpec) -> str:
     """Why an engine that can sleep at level 1 can't at level 2; empty if nothing is known."""
     if "speculative-config" in spec.args:
         return "level 2 does not bring a draft model's weights back"
-    if spec.args.get("enable-lora"):
+    if spec.lora is not None:
         return "level 2 is known to crash with LoRA adapters"
     format_ = str(spec.args.get("load-format", "auto"))
     if format_ not in RELOADABLE:

@@ -1,12 +1,13 @@
 """vLLM's command line and environment: pure translations of a `WorkerSpec`.
 
-Written against vLLM 0.32; every name in `contract.ENGINE_FLAGS` exists there.
+Written against vLLM 0.32; every name in `engine_flags.ENGINE_FLAGS` exists there.
 """
 
 from collections.abc import Mapping
 from math import floor
 
-from worker_manager.contract import GPU_CONTEXT_MIB, FlagValue, WorkerSpec
+from worker_manager.contract import GPU_CONTEXT_MIB, WorkerSpec
+from worker_manager.engine_flags import FlagValue
 
 STOP_MARGIN_SECONDS = 5.0
 """The engine gives up its last requests this long before it would be killed, so that it can still clean up."""
@@ -45,6 +46,11 @@ def serve_arguments(
     )  # cached tokens are metered; an endpoint's own word comes later, and wins
     if sleep:
         words.append("--enable-sleep-mode")
+    if spec.lora is not None:
+        words.append("--enable-lora")
+        words.append(f"--max-lora-rank={spec.lora.max_rank}")
+        words.append(f"--max-loras={spec.lora.max_loras}")
+        words.append(f"--max-cpu-loras={spec.lora.max_cpu_loras}")
     if (longest := length or spec.max_model_len) is not None:
         words.append(f"--max-model-len={longest}")
     utilization = memory_utilization(spec, gpu_totals_mib)
@@ -111,6 +117,9 @@ def environment(
         # opens vLLM's development routes: on a socket that only gateway and manager reach, and the gateway forwards
         # none of them
         values["VLLM_SERVER_DEV_MODE"] = "1"
+    if spec.lora is not None:
+        # opens the routes that load and unload adapters: on the same socket, and the gateway forwards none of them
+        values["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     if len(spec.gpus) > 1:
         values["NCCL_SOCKET_IFNAME"] = "lo"  # there is no other interface, and NCCL leaves out loopback by itself
         values["GLOO_SOCKET_IFNAME"] = "lo"

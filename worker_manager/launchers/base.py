@@ -87,6 +87,10 @@ class Launcher(Protocol):
         """
         ...
 
+    def adapters_inside(self, worker: str) -> str:
+        """The folder of a worker's LoRA adapters as its engine sees it; here it is `<engines>/<worker>/adapters`."""
+        ...
+
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
         """Create and start the download job's unit."""
         ...

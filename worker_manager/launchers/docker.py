@@ -23,7 +23,7 @@ from docker import APIClient
 from docker.errors import APIError, DockerException, ImageNotFound
 
 from worker_manager import policy, reader_policy
-from worker_manager.contract import DownloadSpec, WorkerSpec
+from worker_manager.contract import ADAPTERS_FOLDER, DownloadSpec, WorkerSpec
 from worker_manager.launchers import docker_containers, host_paths, model_folder
 from worker_manager.launchers.base import (
     ImageMissingError,
@@ -119,6 +119,10 @@ class DockerLauncher:
         await asyncio.to_thread(self._make_folders, spec.id, image, place)
         name = policy.container_name(self._settings.instance, spec.id)
         await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
+
+    def adapters_inside(self, worker: str) -> str:  # noqa: ARG002 - each container sees its own at the same place
+        """Where `policy` mounts it."""
+        return policy.ADAPTERS_IN_ENGINE
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
         """Create and start the job's container, of the manager's own image. Raises `LauncherError`."""
@@ -293,7 +297,7 @@ class DockerLauncher:
         cache = self._settings.cache / policy.cache_folder(image)
         try:
             shutil.rmtree(sockets, ignore_errors=True)
-            for folder in (sockets, cache):
+            for folder in (sockets, sockets / ADAPTERS_FOLDER, cache):
                 folder.mkdir(parents=True, exist_ok=True)
                 _open_to_group(folder, place)
         except OSError as error:

@@ -20,7 +20,7 @@ from typing import BinaryIO
 import msgspec
 
 from worker_manager import policy, reader_policy
-from worker_manager.contract import ENGINE_SOCKET, DownloadSpec, WorkerSpec
+from worker_manager.contract import ADAPTERS_FOLDER, ENGINE_SOCKET, DownloadSpec, WorkerSpec
 from worker_manager.engines import sleep_rules, vllm
 from worker_manager.launchers import model_folder, processes
 from worker_manager.launchers.base import ImageMissingError, LauncherError, Unit, UnitEvent, UnitKind
@@ -99,6 +99,7 @@ class ProcessLauncher:
         folder = self._settings.engines / spec.id
         folder.mkdir(mode=0o770, exist_ok=True)
         (folder / ENGINE_SOCKET).unlink(missing_ok=True)
+        shutil.rmtree(folder / ADAPTERS_FOLDER, ignore_errors=True)  # of an engine before this one
         arguments = vllm.serve_arguments(
             spec,
             model_folder=str(self._settings.models / model),
@@ -120,6 +121,10 @@ class ProcessLauncher:
             worker=spec,
         )
         await asyncio.to_thread(self._spawn, unit, command, self._engine_environment(spec, sleep=sleep))
+
+    def adapters_inside(self, worker: str) -> str:
+        """As everybody sees it."""
+        return str(self._settings.engines / worker / ADAPTERS_FOLDER)
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:
         """Start the job as a child. Raises `LauncherError`."""

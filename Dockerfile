@@ -22,7 +22,8 @@ ENV INSTALL="python3 -m pip --python /opt/hostler/venv/bin/python install -q --r
 ENV COMPILE="-m compileall -q -j 0 --invalidation-mode unchecked-hash -x /site-packages/faker/"
 
 FROM build AS gateway-build
-COPY requirements/gateway.txt /tmp/requirements.txt
+# the gateway's requirements, and those for people who sign in
+COPY requirements/people.txt /tmp/requirements.txt
 RUN $INSTALL && /opt/hostler/venv/bin/python $COMPILE /opt/hostler/venv
 COPY gateway /opt/hostler/app/gateway
 COPY worker_manager/__init__.py worker_manager/contract.py worker_manager/engine_flags.py /opt/hostler/app/worker_manager/

@@ -14,6 +14,7 @@ from litestar.di import Provide
 
 from gateway.access.accounts import Accounts
 from gateway.access.gate import Gate
+from gateway.access.issuers import people_of
 from gateway.access.keyring import ADMIN_ID, Keyring
 from gateway.access.ledger import Ledger
 from gateway.access.routes import KeyRoutes
@@ -84,6 +85,7 @@ class Gateway:
         self.refusals = Refusals(self.audit)
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.keyring.noticed = self.notice_access
+        self.keyring.people = people_of(settings)
         self.sign_ins = SignIns(
             self.audit.add,
             Addresses(settings.proxies()),

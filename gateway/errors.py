@@ -3,6 +3,7 @@
 GatewayError
 ├── BadRequest              400  malformed JSON, missing field, value out of range
 ├── Unauthorized            401  no credential, or one that is not known
+│   └── TokenUnverified     401  a sign-in token that nobody has looked at yet; never answered
 ├── Forbidden               403  a known key without the scope or the endpoint
 ├── NotFound                404  no such path or thing
 │   └── UnknownModel        404  with near names
@@ -20,6 +21,7 @@ GatewayError
 ├── NoWorker                503  no worker in time
 │   └── EndpointFailed      503  its workers fail; the message says why
 ├── Stopping                503  the gateway is being stopped
+├── IssuerUnavailable       503  nobody can say whether a sign-in token is good
 ├── ManagerUnavailable      503  the worker manager does not answer
 ├── DatabaseUnavailable     503  the database's file or disk fails; the message says how
 ├── BackupFailed            503  no backup could be made
@@ -76,6 +78,10 @@ class Unauthorized(GatewayError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class TokenUnverified(Unauthorized):
+    """A person's sign-in token that has to be verified first, which takes waiting: `Keyring.sign_in` does it."""
 
 
 class Forbidden(GatewayError):
@@ -191,6 +197,14 @@ class EndpointFailed(NoWorker):
     """The endpoint's workers fail to start; waiting would not help."""
 
     code = "endpoint_failed"
+
+
+class IssuerUnavailable(GatewayError):
+    """The issuer of sign-in tokens does not tell its keys."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "issuer_unavailable"
 
 
 class ManagerUnavailable(GatewayError):

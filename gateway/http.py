@@ -48,7 +48,7 @@ def needs(scope: Scope) -> Guard:
         state, headers = connection.app.state, connection.scope["headers"]
         keyring: Keyring = state.keyring
         sign_ins: SignIns = state.sign_ins
-        principal = keyring.authorize(dict(headers), scope)
+        principal = await keyring.admit(dict(headers), scope)
         peer = peer_of(connection)
         sign_ins.admit(principal, peer, headers)
         acting.set(

@@ -1,13 +1,14 @@
 """Every setting of the gateway: one frozen struct, read once from the environment. Nothing else reads `os.environ`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from gateway.addresses import is_network
+from gateway.sign_in import is_safe, roles_of
 from gateway.types import Allowable
 
 PREFIX = "HOSTLER_"
@@ -101,6 +102,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Sign-ins that one client address may fail in a minute; more are answered 429."""
     trusted_proxies: str = ""
     """Addresses and networks, commas between, of proxies whose X-Forwarded-For tells the client's address."""
+    oidc_issuer: str = ""
+    """Address of the OpenID Connect issuer whose sign-in tokens open like keys; not set: none do."""
+    oidc_audience: str = ""
+    """What a token's `aud` must name: the client id that the issuer knows this Hostler by."""
+    oidc_claim: str = "groups"
+    """The claim of a token that names a person's roles; with dots a path, such as realm_access.roles."""
+    oidc_roles: str = ""
+    """Scopes of each role: `admins=admin,ml-team=inference+endpoints`; `*` is everybody who is signed in."""
     usage_days: int = 90
     """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
 
@@ -177,6 +186,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError(f"HOSTLER_ALLOW: {problem}; there are {', '.join(Allowable)}") from None
     for proxy in settings.proxies():
         require("trusted_proxies", is_network(proxy), f"names {proxy!r}, which is neither an address nor a network")
+    _check_people(settings, require)
     longest = len(bytes(settings.engines_folder().absolute())) + len("/" + "x" * 40 + "/engine.sock")
     require(
         "run",
@@ -184,3 +194,16 @@ def _check(settings: Settings) -> None:
         f"is too deep a folder for Unix sockets ({longest} bytes, at most "
         f"{SOCKET_PATH_LIMIT}): choose a shorter one, such as /run/hostler",
     )
+
+
+def _check_people(settings: Settings, require: Callable[[str, bool, str], None]) -> None:
+    if not settings.oidc_issuer:
+        return
+    require("oidc_issuer", is_safe(settings.oidc_issuer), "must be an https address (http only on this machine)")
+    require("oidc_audience", bool(settings.oidc_audience), "is not set: tokens for other programs would open as well")
+    require("oidc_claim", bool(settings.oidc_claim), "is not set")
+    require("oidc_roles", bool(settings.oidc_roles), "is not set: nobody who signs in could do anything")
+    try:
+        roles_of(settings.oidc_roles)
+    except ValueError as problem:
+        raise SettingsError(f"{PREFIX}OIDC_ROLES cannot be used: {problem}") from None

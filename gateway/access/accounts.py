@@ -57,7 +57,9 @@ class Accounts:
             log.warning("the last use of keys could not be stored", problem=str(problem))
 
     async def close(self) -> None:
-        """Store what is not stored yet."""
+        """Store what is not stored yet, and let go of the issuer of sign-in tokens."""
+        if self._keyring.people is not None:
+            await self._keyring.people.close()
         try:
             await self._ledger.write()
         except DatabaseError as problem:

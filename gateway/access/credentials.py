@@ -53,6 +53,11 @@ def id_of(key: bytes) -> str:
     return key[len(PREFIX) : len(PREFIX) + ID_LENGTH].decode("latin-1")
 
 
+def looks_like_token(credential: bytes) -> bool:
+    """Whether this may be a JWT: three parts, the first of them JSON in base64."""
+    return credential[:2] == b"ey" and credential.count(b".") == 2  # noqa: PLR2004 - between three
+
+
 def digest(key: bytes) -> bytes:
     """The 32 bytes that stand for a key at rest and in memory."""
     return hashlib.sha256(key).digest()

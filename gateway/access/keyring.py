@@ -4,18 +4,34 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from hmac import compare_digest
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
-from gateway.access.credentials import digest, from_headers, id_of, mint, well_formed
+from gateway.access.credentials import digest, from_headers, id_of, looks_like_token, mint, well_formed
 from gateway.access.store import KeyStore, shown
 from gateway.access.types import AccessEvent, KeySpec, StoredKey
 from gateway.database.chain import Change
-from gateway.errors import BadRequest, Forbidden, NotFound, Unauthorized
+from gateway.errors import BadRequest, Forbidden, NotFound, TokenUnverified, Unauthorized
 from gateway.types import Principal, Scope
 
 ADMIN_ID = "admin"
+
+
+class Tokens(Protocol):
+    """Sign-in tokens of people (`access.people.People`)."""
+
+    def known(self, token: bytes) -> Principal | None:
+        """Whose token this is, if it was verified lately."""
+        ...
+
+    async def verify(self, token: bytes) -> None:
+        """Verify a token: it is `known` then. Raises Unauthorized, IssuerUnavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        ...
 
 
 class Known:
@@ -47,6 +63,8 @@ class Keyring:
         self._stored: dict[str, StoredKey] = {}
         self._known: dict[str, Known] = {}
         self._used: set[str] = set()
+        self.people: Tokens | None = None
+        """Who signs in with a token in place of a key; None: nobody does."""
         self.noticed: Callable[[AccessEvent], None] = lambda _: None
         """Called with every sign-in that failed and every change of a key, after it is stored."""
         self.kept: Callable[[StoredKey], None] = lambda _: None
@@ -85,12 +103,20 @@ class Keyring:
         if known is None or not (compare_digest(known.digest, given) or known.succeeds(given, self._clock())):
             if compare_digest(self._admin_digest, given):
                 return self._admin
+            if self.people is not None and looks_like_token(key):
+                return self._person(self.people, key)
             raise self._unknown(key)
         principal = known.principal
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise self._refused("expired", "This API key has expired: ask an admin for a new one", principal.key_id)
         self._used.add(principal.key_id)
         return principal
+
+    def _person(self, people: Tokens, token: bytes) -> Principal:
+        person = people.known(token)
+        if person is None:
+            raise TokenUnverified("This sign-in token was not verified: sign in again, or use an API key")
+        return person
 
     def _unknown(self, key: bytes) -> Unauthorized:
         fine = well_formed(key)
@@ -111,6 +137,24 @@ class Keyring:
         if not principal.may(scope):
             raise Forbidden(f"This API key has no scope '{scope}': use one that has, or ask an admin to make one")
         return principal
+
+    async def sign_in(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
+        """As authorize, where that raised TokenUnverified. Raises Unauthorized, Forbidden, IssuerUnavailable."""
+        token = from_headers(headers)
+        if self.people is not None and token is not None:
+            try:
+                await self.people.verify(token)
+            except Unauthorized:
+                self.noticed(AccessEvent("sign_in_failed", reason="token"))
+                raise
+        return self.authorize(headers, scope)
+
+    async def admit(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
+        """As authorize, for people too. Raises Unauthorized, Forbidden, IssuerUnavailable."""
+        try:
+            return self.authorize(headers, scope)
+        except TokenUnverified:
+            return await self.sign_in(headers, scope)
 
     # keys
 

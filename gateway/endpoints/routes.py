@@ -148,7 +148,7 @@ class ModelRoutes(Controller):
         self, request: Request[Any, Any, Any], keyring: Keyring, registry: Registry, statuses: Statuses
     ) -> dict[str, Any]:
         """Every model, aliases as models of their own."""
-        who = keyring.authorize(dict(request.scope["headers"]), Scope.INFERENCE)
+        who = await keyring.admit(dict(request.scope["headers"]), Scope.INFERENCE)
         return {"object": "list", "data": _visible(who, registry, statuses)}
 
     @get("/{name:path}")
@@ -156,7 +156,7 @@ class ModelRoutes(Controller):
         self, name: str, request: Request[Any, Any, Any], keyring: Keyring, registry: Registry, statuses: Statuses
     ) -> ModelView:
         """One model."""
-        who = keyring.authorize(dict(request.scope["headers"]), Scope.INFERENCE)
+        who = await keyring.admit(dict(request.scope["headers"]), Scope.INFERENCE)
         wanted = name.lstrip("/")
         visible = _visible(who, registry, statuses)
         for model in visible:

@@ -13,6 +13,7 @@ from gateway.errors import (
     InternalError,
     MethodNotAllowed,
     Stopping,
+    TokenUnverified,
     Unauthorized,
 )
 from gateway.logs import RequestLine, RequestLog
@@ -76,7 +77,11 @@ class Gatekeeper(Protocol):
     """Who may do what (`access.keyring.Keyring`)."""
 
     def authorize(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
-        """Raise Unauthorized or Forbidden."""
+        """Raise Unauthorized or Forbidden; TokenUnverified where `sign_in` has to look first."""
+        ...
+
+    async def sign_in(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
+        """Raise Unauthorized, Forbidden, IssuerUnavailable."""
         ...
 
 
@@ -175,7 +180,10 @@ class InferenceEntry:
             self._refuse(call, error)
 
     async def _answer(self, call: Call) -> None:
-        principal = self._gatekeeper.authorize(call.headers, Scope.INFERENCE)
+        try:
+            principal = self._gatekeeper.authorize(call.headers, Scope.INFERENCE)
+        except TokenUnverified:
+            principal = await self._gatekeeper.sign_in(call.headers, Scope.INFERENCE)
         if self._sign_ins.limited:
             self._sign_ins.admit(principal, call.client.peer, call.client.headers)
         call.key = principal.key_id

@@ -58,7 +58,8 @@ def up_processes(mode: machine.Mode, options: argparse.Namespace) -> None:
     """Gateway and manager as plain processes, until they are ready."""
     if not processes.alive("gateway"):
         address.check_free()
-    python = venv.ensure("gateway", "manager", instead=("dev",))
+    gateway = "people" if dotenv.settings().get("HOSTLER_OIDC_ISSUER") else "gateway"  # with what it takes to sign in
+    python = venv.ensure(gateway, "manager", instead=("dev",))
     if not venv.vllm_command():
         if options.demo or options.install_engine:
             venv.install_vllm(gpu=mode.gpu)

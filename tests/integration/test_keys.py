@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.issuer import AUDIENCE, Issuer
 from tests.support.stack import Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
 
@@ -18,8 +19,20 @@ ANSWER = 5
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running_stack() as started:
+def issuer() -> Iterator[Issuer]:
+    with Issuer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def stack(issuer: Issuer) -> Iterator[Stack]:
+    settings = {
+        "HOSTLER_OIDC_ISSUER": issuer.url,
+        "HOSTLER_OIDC_AUDIENCE": AUDIENCE,
+        "HOSTLER_OIDC_CLAIM": "realm_access.roles",
+        "HOSTLER_OIDC_ROLES": "admins=admin, *=inference",
+    }
+    with running_stack(settings) as started:
         started.endpoint("first", Simulation(answer_tokens=ANSWER))
         started.endpoint("slow", Simulation(tokens_per_second=100, answer_tokens=100_000))
         yield started
@@ -185,3 +198,41 @@ def test_a_client_that_leaves_gives_back_what_it_reserved_and_pays_for_what_came
             assert spent(stack, key_id)["reserved"] > 5_000
         wait_until(lambda: spent(stack, key_id)["reserved"] == 0, "the request has ended")
     assert 0 < spent(stack, key_id)["tokens"] < 1_000
+
+
+# people
+
+
+def test_a_person_signs_in_with_a_token_and_has_the_scopes_of_the_roles(stack: Stack, issuer: Issuer) -> None:
+    user, admin = issuer.token(sub="u-1"), issuer.token(sub="u-2", realm_access={"roles": ["admins"]})
+    assert asked(stack, user)["used"]
+    assert "first" in [model["id"] for model in stack.client.get("/v1/models", headers=bearer(user)).json()["data"]]
+    refused = stack.client.get("/api/keys", headers=bearer(user))
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+    assert stack.client.get("/api/keys", headers=bearer(admin)).status_code == 200
+    made = stack.client.post("/api/keys", json={"name": "by a person"}, headers=bearer(admin)).json()
+    record = stack.client.get("/api/audit", params={"target": made["id"]}).json()
+    assert "person:u-2" in str(record)
+    rows = stack.client.get("/api/usage").json()["rows"]
+    assert [row["requests"] for row in rows if row["name"] == "person:u-1"] == [1]
+
+
+def test_a_token_that_is_not_the_issuers_is_refused_on_every_kind_of_route(stack: Stack, issuer: Issuer) -> None:
+    name = 'hostler_sign_ins_failed_total{reason="token"}'
+    before = stack.metrics().get(name, 0)
+    old = issuer.token(exp=1)
+    answers = [ask(stack, old)] + [stack.client.get(path, headers=bearer(old)) for path in ("/v1/models", "/api/keys")]
+    assert [answer.status_code for answer in answers] == [401] * 3
+    assert all("expired" in answer.json()["error"]["message"] for answer in answers)
+    assert stack.metrics()[name] == before + 3
+
+
+def test_no_token_and_no_key_is_in_the_log(stack: Stack, issuer: Issuer) -> None:
+    token, (_, key) = issuer.token(sub="u-3"), new_key(stack)
+    assert ask(stack, token).status_code == ask(stack, key).status_code == 200
+    assert ask(stack, token[:-4] + "AAAA").status_code == 401
+    assert stack.gateway is not None
+    gateway = stack.gateway
+    wait_until(lambda: "person:u-3" in gateway.output, "the request is in the log")
+    assert token.rpartition(".")[2] not in gateway.output
+    assert key not in gateway.output

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = {"gateway": ("gateway",), "manager": ("manager",), "dev": ("gateway", "manager", "dev")}
+EXTRAS = {
+    "gateway": ("gateway",),
+    "people": ("gateway", "people"),
+    "manager": ("manager",),
+    "dev": ("gateway", "people", "manager", "dev"),
+}
 PIN = re.compile(r"^([a-z0-9._-]+)==\S+( ;.*)? \\$", re.MULTILINE)
 LOCKS = pytest.mark.parametrize("name", EXTRAS)
 

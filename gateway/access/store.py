@@ -143,10 +143,16 @@ class BudgetStore:
         self._database = database
 
     async def all(self) -> dict[str, Spent]:
-        """What every key has spent, by its id."""
-        rows = await self._database.rows("SELECT key_id, period, number, tokens FROM budgets")
-        known = {period.value: period for period in Period}
-        return {key_id: Spent(known[period], number, tokens) for key_id, period, number, tokens in rows}
+        """What every key has spent, by its id; a row that can't be read is logged, and its budget begins anew."""
+        spent: dict[str, Spent] = {}
+        for key_id, period, number, tokens in await self._database.rows(
+            "SELECT key_id, period, number, tokens FROM budgets"
+        ):
+            try:
+                spent[key_id] = Spent(Period(period), number, tokens)
+            except ValueError:
+                log.error("what a key has spent is unreadable", key=key_id, period=period)  # noqa: TRY400 - the cause is all there is to tell
+        return spent
 
     async def write(self, spent: Mapping[str, Spent]) -> None:
         """Write what keys have spent by now, all or none; of a key that is gone nothing. Raises DatabaseError."""

@@ -1,6 +1,8 @@
 """Keys through a real gateway: changed, rotated, limited, and with a budget that outlives the gateway."""
 
+import contextlib
 import signal
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +11,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.types import Priority
 from tests.engine_simulator.configuration import Simulation
 from tests.support.issuer import AUDIENCE, Issuer
 from tests.support.stack import Stack, bearer, chat, running_stack
@@ -78,6 +81,16 @@ def test_a_rotation_without_a_body_lets_the_old_key_live_for_a_day(stack: Stack)
     rotated = stack.client.post(f"/api/keys/{key_id}/rotate").json()
     assert rotated["previous_until"] - rotated["created_at"] == pytest.approx(86_400, abs=60)
     assert stack.client.post("/api/keys/nobody/rotate").status_code == 404
+
+
+def test_a_key_for_batch_work_stands_behind_whatever_its_requests_say(stack: Stack) -> None:
+    key_id, key = new_key(stack, priority="batch")
+    headers = bearer(key) | {"x-hostler-priority": "interactive"}
+    stack.client.post(CHAT, json=chat("first"), headers=headers).raise_for_status()
+    stack.client.get("/api/usage").raise_for_status()  # writes what is recorded
+    with contextlib.closing(sqlite3.connect(stack.folder / "data" / "hostler.db")) as database:
+        rows = database.execute("SELECT priority FROM usage_requests WHERE key_id = ?", (key_id,)).fetchall()
+    assert rows == [(int(Priority.BATCH),)]
 
 
 def test_failed_sign_ins_are_counted_by_what_was_wrong(stack: Stack) -> None:

@@ -78,6 +78,16 @@ async def test_what_cannot_be_written_is_written_later(ledger: Ledger, database:
     assert [again.spent(key) is not None for key in ("one", "two")] == [True, True]
 
 
+async def test_a_row_that_cannot_be_read_harms_no_other(ledger: Ledger, database: Database) -> None:
+    for key_id in ("one", "two"):
+        ledger.note(spending(key_id, 5))
+    await ledger.write()
+    async with database.transaction() as write:
+        await write.execute("UPDATE budgets SET period = 'week' WHERE key_id = 'one'")
+    again = await reloaded(database)
+    assert [again.spent(key) is not None for key in ("one", "two")] == [False, True]
+
+
 async def test_of_a_key_that_is_gone_nothing_is_written(ledger: Ledger, database: Database) -> None:
     ledger.note(spending("one", 5))
     await ledger.write()

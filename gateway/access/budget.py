@@ -4,6 +4,7 @@ Periods are numbered days or months in UTC, so a restart knows which one it is i
 that goes back finds the same period, and what was spent in it.
 """
 
+import math
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -45,22 +46,29 @@ def end_of(period: Period, number: int) -> float | None:
 class Account:
     """One key's budget. Times are Unix seconds."""
 
-    __slots__ = ("_number", "_spent", "budget", "key_id", "reserved")
+    __slots__ = ("_ends", "_number", "_spent", "budget", "key_id", "reserved")
 
     def __init__(self, key_id: str, budget: Budget, now: float, spent: Spent | None = None) -> None:
         self.key_id = key_id
         self.budget = budget
         self.reserved = 0
         """Tokens of requests that are under way."""
+        self._number = self._spent = 0
+        self._ends = math.inf
         goes_on = spent is not None and spent.period is budget.period
-        self._number = spent.number if spent is not None and goes_on else number_of(budget.period, now)
-        self._spent = spent.tokens if spent is not None and goes_on else 0
+        self._begin(spent if spent is not None and goes_on else self.fresh(now))
+
+    def _begin(self, spent: Spent) -> None:
+        _, self._number, self._spent = spent
+        ends = end_of(spent.period, spent.number)
+        self._ends = math.inf if ends is None else ends
 
     def change(self, budget: Budget, now: float) -> None:
         """Another budget from now on. What was spent stays, unless it is for another kind of period."""
-        if budget.period is not self.budget.period:
-            self._number, self._spent = number_of(budget.period, now), 0
+        other = budget.period is not self.budget.period
         self.budget = budget
+        if other:
+            self.reset(now)
 
     def fresh(self, now: float) -> Spent:
         """Nothing spent, in the period that the clock says."""
@@ -68,22 +76,26 @@ class Account:
 
     def reset(self, now: float) -> None:
         """Begin anew."""
-        _, self._number, self._spent = self.fresh(now)
+        self._begin(self.fresh(now))
+
+    def tokens(self, now: float) -> int:
+        """What is spent in the newest period that this account has seen."""
+        if now >= self._ends:
+            self.reset(now)
+        return self._spent
 
     def spent(self, now: float) -> Spent:
-        """What is spent in the newest period that this account has seen."""
-        number = number_of(self.budget.period, now)
-        if number > self._number:
-            self._number, self._spent = number, 0
-        return Spent(self.budget.period, self._number, self._spent)
+        """The same, as it is stored."""
+        tokens = self.tokens(now)
+        return Spent(self.budget.period, self._number, tokens)
 
     def fits(self, tokens: int, now: float) -> bool:
         """Whether so much can be reserved."""
-        return self.spent(now).tokens + self.reserved + tokens <= self.budget.tokens
+        return self.tokens(now) + self.reserved + tokens <= self.budget.tokens
 
     def is_spent(self, tokens: int, now: float) -> bool:
         """Whether so much will not fit in this period whatever becomes of the requests that are under way."""
-        return self.spent(now).tokens + tokens > self.budget.tokens
+        return self.tokens(now) + tokens > self.budget.tokens
 
     def reserve(self, tokens: int) -> None:
         """Put tokens aside for a request."""
@@ -92,9 +104,9 @@ class Account:
     def settle(self, reserved: int, tokens: int, now: float) -> None:
         """The request is over: what it took is spent, in the period that is now."""
         self.reserved -= reserved
-        self.spent(now)
-        self._spent += tokens
+        self._spent = self.tokens(now) + tokens
 
     def resets_at(self, now: float) -> float | None:
         """When the next period begins, Unix seconds; None: never."""
-        return end_of(self.budget.period, self.spent(now).number)
+        self.tokens(now)
+        return self._ends if self._ends < math.inf else None

@@ -5,12 +5,14 @@ who came first; only those whose key or endpoint holds one back are passed over,
 """
 
 import asyncio
+import functools
 import heapq
 import itertools
 import math
+import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from gateway.access.budget import Account, Spent
 from gateway.access.quota import Hold, Now, Quota, Refusal
@@ -26,6 +28,12 @@ SHORTEST_SECONDS = 0.001
 """Between two looks; a timer may come a moment early."""
 BEHIND_OTHERS = Refusal("Other requests wait for the same limits", 1.0, can_wait=True)
 
+REQUESTS, TOKENS = (
+    tuple(f"x-ratelimit-{word}-{what}".encode() for word in ("limit", "remaining", "reset"))
+    for what in ("requests", "tokens")
+)
+NOT_LIMITED = (sys.maxsize, 0, 0.0)
+
 Headers = list[tuple[bytes, bytes]]
 Quotas = tuple[Quota, ...]
 
@@ -33,20 +41,21 @@ Quotas = tuple[Quota, ...]
 class Ticket:
     """A request that was let in; `settle` must follow, once."""
 
-    __slots__ = ("_gate", "_holds")
+    __slots__ = ("_gate", "_holds", "_quotas")
 
-    def __init__(self, gate: "Gate", holds: list[tuple[Quota, Hold]]) -> None:
+    def __init__(self, gate: "Gate", quotas: Quotas, holds: list[Hold]) -> None:
         self._gate = gate
+        self._quotas = quotas
         self._holds = holds
 
     def headers(self) -> Headers:
         """`x-ratelimit-*` as they stand now."""
-        return told([quota for quota, _ in self._holds], self._gate.now())
+        return told(self._quotas, self._gate.now())
 
     def settle(self, tokens: int) -> None:
         """The request is over, and took so many tokens."""
         now = self._gate.now()
-        for quota, hold in self._holds:
+        for quota, hold in zip(self._quotas, self._holds, strict=True):
             quota.settle(hold, tokens, now)
         self._gate.freed(self._holds)
 
@@ -144,9 +153,9 @@ class Gate:
     async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
         now = self.now()
-        tokens = max(estimate.least, min(quota.amount(estimate) for quota in quotas))
+        tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
         _, refused = self._held_back(quotas, tokens, now)
-        if refused is None and not any(quota.waiting for quota in quotas):
+        if refused is None and not (self._waiting and any(quota.waiting for quota in quotas)):
             return self._take(quotas, tokens, now)
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
@@ -162,7 +171,7 @@ class Gate:
         return quotas[0], None
 
     def _take(self, quotas: Quotas, tokens: int, now: Now) -> Ticket:
-        return Ticket(self, [(quota, quota.take(tokens, now)) for quota in quotas])
+        return Ticket(self, quotas, [quota.take(tokens, now) for quota in quotas])
 
     def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
         kind = BudgetSpent if refused.is_budget else LimitReached
@@ -221,9 +230,9 @@ class Gate:
         if granted.done() and not granted.cancelled() and granted.exception() is None:
             granted.result().settle(0)
 
-    def freed(self, holds: list[tuple[Quota, Hold]]) -> None:
+    def freed(self, holds: list[Hold]) -> None:
         """A request is over: others may go on."""
-        for _, hold in holds:
+        for hold in holds:
             if hold.account is not None:
                 self.spent_more(hold.account)
         if self._waiting:
@@ -266,25 +275,27 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(pause, self._let_in)
 
 
-def told(quotas: "list[Quota] | Quotas", now: Now) -> Headers:
+def told(quotas: Iterable[Quota], now: Now) -> Headers:
     """`x-ratelimit-*` in OpenAI's words: of several limits the one with the least left."""
+    requests = tokens = NOT_LIMITED
+    for quota in quotas:
+        if quota.requests is not None:
+            requests = min(requests, quota.requests.state(now.steady))
+        if quota.tokens is not None:
+            tokens = min(tokens, quota.tokens.state(now.steady))
     headers: Headers = []
-    for what in ("requests", "tokens"):
-        windows = [window for quota in quotas if (window := getattr(quota, what)) is not None]
-        if windows:
-            tight = min(windows, key=lambda window: window.remaining(now.steady))
-            headers += [
-                (f"x-ratelimit-limit-{what}".encode(), b"%d" % tight.limit),
-                (f"x-ratelimit-remaining-{what}".encode(), b"%d" % tight.remaining(now.steady)),
-                (f"x-ratelimit-reset-{what}".encode(), duration(tight.seconds_until_free(now.steady)).encode()),
-            ]
+    for (limit, remaining, reset), state in ((REQUESTS, requests), (TOKENS, tokens)):
+        if state is not NOT_LIMITED:
+            headers.append((limit, b"%d" % state[1]))
+            headers.append((remaining, b"%d" % state[0]))
+            headers.append((reset, duration(math.ceil(state[2] * 1000))))
     return headers
 
 
-def duration(seconds: float) -> str:
-    """Seconds as OpenAI writes them: `0s`, `850ms`, `12.5s`, `1m0s`."""
-    milliseconds = math.ceil(seconds * 1000)
+@functools.lru_cache(maxsize=1024)
+def duration(milliseconds: int) -> bytes:
+    """A time as OpenAI writes it: `0s`, `850ms`, `12.5s`, `1m0s`."""
     if 0 < milliseconds < 1000:  # noqa: PLR2004 - in a second
-        return f"{milliseconds}ms"
+        return b"%dms" % milliseconds
     minutes, rest = divmod(milliseconds, 60_000)
-    return (f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s"
+    return ((f"{minutes}m" if minutes else "") + f"{rest / 1000:g}s").encode()

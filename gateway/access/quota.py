@@ -63,10 +63,12 @@ class Quota:
 
     def amount(self, estimate: Estimate) -> int:
         """Tokens to reserve: an output that nobody asked for is cut to what can ever fit."""
-        most = [window.limit for window in (self.tokens,) if window is not None]
-        if self.account is not None:
-            most.append(self.account.budget.tokens)
-        return max(estimate.least, min([estimate.likely, *most]))
+        tokens = estimate.likely
+        if self.tokens is not None and self.tokens.limit < tokens:
+            tokens = self.tokens.limit
+        if self.account is not None and self.account.budget.tokens < tokens:
+            tokens = self.account.budget.tokens
+        return max(estimate.least, tokens)
 
     def refusal(self, tokens: int, now: Now) -> Refusal | None:
         """Why a request with so many tokens can't go on now; None if it can."""
@@ -88,17 +90,20 @@ class Quota:
         return Refusal(why, seconds, can_wait=False, is_budget=True)
 
     def _too_fast(self, tokens: int, now: Now) -> Refusal | None:
-        for what, window, amount in (("requests", self.requests, 1), ("tokens", self.tokens, tokens)):
-            if window is None or window.fits(amount, now.steady):
-                continue
-            why = (
-                f"{self.whose} may take {window.limit} {what} a minute, and {window.remaining(now.steady)} are left; "
-                f"this request may take {amount}"
-            )
-            if amount > window.limit:
-                return Refusal(why, math.inf, can_wait=False)
-            return Refusal(why, window.seconds_until(amount, now.steady), can_wait=True)
+        if self.requests is not None and not self.requests.fits(1, now.steady):
+            return self._too_much("requests", self.requests, 1, now.steady)
+        if self.tokens is not None and not self.tokens.fits(tokens, now.steady):
+            return self._too_much("tokens", self.tokens, tokens, now.steady)
         return None
+
+    def _too_much(self, what: str, window: Window, amount: int, now: float) -> Refusal:
+        why = (
+            f"{self.whose} may take {window.limit} {what} a minute, and {window.remaining(now)} are left; "
+            f"this request may take {amount}"
+        )
+        if amount > window.limit:
+            return Refusal(why, math.inf, can_wait=False)
+        return Refusal(why, window.seconds_until(amount, now), can_wait=True)
 
     def _too_many(self) -> Refusal | None:
         if self._concurrency is None or self.in_flight < self._concurrency:

@@ -81,6 +81,12 @@ class Window:
         self._forget(now)
         return _left(self._buckets[-1], now) if self._buckets else 0.0
 
+    def state(self, now: float) -> tuple[int, int, float]:
+        """`remaining`, the limit, and the seconds until all of it is free."""
+        self._forget(now)
+        left = _left(self._buckets[-1], now) if self._buckets else 0.0
+        return max(0, self.limit - self._taken), self.limit, left
+
     def _forget(self, now: float) -> int:
         """Let go of what is more than a minute old; the tick that is now."""
         tick = int(now * TICKS_A_SECOND)

@@ -41,6 +41,7 @@ class _Asked(msgspec.Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Asked).decode
+_count = msgspec.json.Decoder(Count).decode
 
 
 def estimate(path: str, body: bytes, content_type: bytes) -> Estimate:
@@ -65,8 +66,9 @@ def _prompt_tokens(asked: _Asked) -> int:
         if raw is ABSENT:
             continue
         view = memoryview(raw)
-        size += len(view)
-        if len(view) > MEDIA_BYTES:
+        length = len(view)
+        size += length
+        if length > MEDIA_BYTES:
             for found in MEDIA.finditer(view):
                 size -= found.end() - found.start()
                 media += MEDIA_TOKENS
@@ -78,6 +80,6 @@ def _number(raw: msgspec.Raw) -> int | None:
     if raw is ABSENT:
         return None
     try:
-        return msgspec.json.decode(raw, type=Count)
+        return _count(raw)
     except msgspec.DecodeError:
         return None

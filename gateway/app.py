@@ -13,10 +13,8 @@ from litestar.datastructures import State
 from litestar.di import Provide
 
 from gateway.access.accounts import Accounts
-from gateway.access.gate import Gate
 from gateway.access.issuers import people_of
 from gateway.access.keyring import ADMIN_ID, Keyring
-from gateway.access.ledger import Ledger
 from gateway.access.routes import KeyRoutes
 from gateway.access.sign_ins import SignIns, guessable
 from gateway.access.store import BudgetStore, KeyStore
@@ -85,16 +83,13 @@ class Gateway:
         self.refusals = Refusals(self.audit)
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.keyring.noticed = self.notice_access
-        self.keyring.people = people_of(settings)
         self.sign_ins = SignIns(
             self.audit.add,
             Addresses(settings.proxies()),
             settings.sign_ins_per_minute,
             guessable=ADMIN_ID if guessable(settings.admin_key) else None,
         )
-        self.gate = Gate()
-        self.ledger = Ledger(BudgetStore(database))
-        self.accounts = Accounts(self.keyring, self.gate, self.ledger)
+        self.accounts = Accounts(self.keyring, BudgetStore(database), people_of(settings))
         self.learned = Learned(database)
         self.registry = Registry(
             EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
@@ -126,7 +121,7 @@ class Gateway:
         self.entry = InferenceEntry(
             self.keyring,
             self.sign_ins,
-            self.gate,
+            self.accounts.gate,
             self.registry.resolve,
             Relay(self.demand, self.pool, settings),
             self.metrics,
@@ -173,7 +168,7 @@ class Gateway:
         """Let everybody who depends on the endpoints look again."""
         self.catalogue.forget()
         self.demand.set_endpoints(self.catalogue.ceilings())
-        self.gate.set_endpoints({endpoint.spec.name: endpoint.spec.limits for endpoint in self.registry.all()})
+        self.accounts.gate.set_endpoints({endpoint.spec.name: endpoint.spec.limits for endpoint in self.registry.all()})
         self.scheduler.look_again()
 
     async def prepare(self, spec: EndpointSpec) -> None:
@@ -282,7 +277,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.decisions.run(), name="decisions"),
             asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
             asyncio.create_task(gateway.refusals.run(), name="refusals"),
-            asyncio.create_task(gateway.ledger.run(), name="budgets"),
+            asyncio.create_task(gateway.accounts.run(), name="budgets"),
             asyncio.create_task(gateway.watch.run(), name="database watch"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
@@ -300,7 +295,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "registry": gateway.registry,
         "statuses": gateway.statuses,
         "keyring": gateway.keyring,
-        "gate": gateway.gate,
+        "gate": gateway.accounts.gate,
         "accounts": gateway.accounts,
         "scheduler": gateway.scheduler,
         "manager": gateway.manager,

@@ -1,13 +1,11 @@
 """Keys, their limits and what they spend, kept in step."""
 
-import time
-from collections.abc import Callable
-
 import structlog
 
 from gateway.access.gate import Gate
-from gateway.access.keyring import Keyring
+from gateway.access.keyring import Keyring, Tokens
 from gateway.access.ledger import Ledger
+from gateway.access.store import BudgetStore
 from gateway.access.types import StoredKey
 from gateway.database.connection import DatabaseError
 from gateway.errors import NotFound
@@ -18,35 +16,40 @@ log = structlog.get_logger(__name__)
 class Accounts:
     """Lets the gate know of every key, and the ledger of all that is spent."""
 
-    def __init__(self, keyring: Keyring, gate: Gate, ledger: Ledger, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, keyring: Keyring, store: BudgetStore, people: Tokens | None = None) -> None:
+        """`people`: who signs in with a token in place of a key."""
+        self.gate = Gate()
         self._keyring = keyring
-        self._gate = gate
-        self._ledger = ledger
-        self._clock = clock
+        self._ledger = Ledger(store)
+        keyring.people = people
         keyring.kept, keyring.dropped = self._limit, self._forget
-        gate.spent_more = ledger.note
+        self.gate.spent_more = self._ledger.note
 
     async def load(self) -> None:
         """Read what was spent, then the keys."""
         await self._ledger.load()
         await self._keyring.load()
 
+    async def run(self) -> None:
+        """Write what is spent, for ever; cancel it, and `close` writes the rest."""
+        await self._ledger.run()
+
     def _limit(self, key: StoredKey) -> None:
         spec = key.spec
-        self._gate.set_key(key.id, spec.name, spec.limits, spec.budget, self._ledger.spent(key.id))
+        self.gate.set_key(key.id, spec.name, spec.limits, spec.budget, self._ledger.spent(key.id))
 
     def _forget(self, key_id: str) -> None:
-        self._gate.forget_key(key_id)
+        self.gate.forget_key(key_id)
         self._ledger.forget(key_id)
 
     async def reset(self, key_id: str) -> StoredKey:
         """Let a key's budget begin anew. Raises NotFound where there is none."""
         stored = self._keyring.get(key_id)
-        account = self._gate.account(key_id)
+        account = self.gate.account(key_id)
         if account is None:
             raise NotFound(f"The key '{stored.spec.name}' has no budget")
         await self._ledger.reset(account)
-        self._gate.reset(account)
+        self.gate.reset(account)
         return stored
 
     async def note_used(self) -> None:

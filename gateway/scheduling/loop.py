@@ -149,7 +149,7 @@ class Scheduler:
         slot, why = self._demand.slots.get(worker_id), self.reasons.of(worker_id)
         return {
             "in_flight": slot.in_flight if slot else 0,
-            "draining": worker_id in self._draining,
+            "draining": worker_id in self._draining or self._orders.is_dismissed(worker_id),
             "on_trial": worker_id in self._on_trial,
             "why": msgspec.to_builtins(why) if why is not None else None,
         }
@@ -256,7 +256,9 @@ class Scheduler:
         self.reasons.note(situation.now, decided, (worker.spec.id for worker in situation.workers))
         self.planned(situation, decided)
         self._draining = decided.draining
-        self._demand.set_draining(decided.draining | decided.residencies.keys())
+        self._orders.dismiss(decided.desired, self.observed)
+        withheld = self._orders.withheld(self.observed)
+        self._demand.set_draining(decided.draining | decided.residencies.keys() | withheld)
         self._demand.set_pardoned(pardoned(situation, decided))
         try:
             await self._send(decided, situation, self.observed)
@@ -319,6 +321,9 @@ class Scheduler:
     def _seen(self, worker: ObservedWorker, host: HostFacts) -> KnownWorker:
         slot = self._demand.slots.get(worker.spec.id)
         asked, asked_at = self._orders.asked(worker)
+        if worker.state is not WorkerState.STOPPING and self._orders.is_dismissed(worker.spec.id):
+            # what it holds was measured before it knew, so its promise counts
+            worker = msgspec.structs.replace(worker, state=WorkerState.STOPPING, memory_mib=None)
         may_sleep = worker.can_sleep and not self._failures.reason(worker.spec, host)
         may_sleep_deep = worker.can_sleep_deep and not self._failures.reason(worker.spec, host, Residency.ASLEEP_2)
         return KnownWorker(

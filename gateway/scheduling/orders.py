@@ -1,6 +1,10 @@
-"""What the worker manager was last told: the desired set it took, and since when each worker is asked to be so warm."""
+"""What the worker manager was last told: the desired set it took, and since when each worker is asked to be so warm.
 
-from collections.abc import Callable
+The manager acts on an order before it shows so. A worker that was left out of a set, or told to sleep, may be ending
+its requests while the last look still calls it ready: no plan that comes after may change its mind and send it some.
+"""
+
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -16,6 +20,9 @@ class Orders:
         self._taken_by = ""
         self._specs: dict[str, WorkerSpec] = {}
         self._asked: dict[str, tuple[Residency, float]] = {}
+        self._woken: dict[str, int] = {}
+        """Who was told to sleep and then to be hot, and in which set."""
+        self._dismissed: frozenset[str] = frozenset()
 
     def asked(self, worker: ObservedWorker) -> tuple[Residency, float]:
         """How warm it was asked to be and when; after a start of the gateway, what it is doing tells."""
@@ -27,6 +34,21 @@ class Orders:
         if worker.state is WorkerState.SLEEPING:
             return Residency.ASLEEP_1, worker.since
         return Residency.HOT, worker.since
+
+    def dismiss(self, kept: Iterable[WorkerSpec], observed: ObservedSet) -> None:
+        """Take note of who exists and is not to, before the manager is told: there is no way back for those."""
+        seen = {worker.spec.id for worker in observed.workers}
+        self._dismissed = frozenset((self._dismissed & seen) | (seen - {spec.id for spec in kept}))
+
+    def is_dismissed(self, worker: str) -> bool:
+        """Whether it was left out of a set, and is as good as stopping."""
+        return worker in self._dismissed
+
+    def withheld(self, observed: ObservedSet) -> frozenset[str]:
+        """Who must get no request, whatever state is shown: dismissed, or told to sleep and not yet known to be hot."""
+        resting = {one for one, (how, _) in self._asked.items() if how is not Residency.HOT}
+        uncertain = {one for one, generation in self._woken.items() if observed.generation < generation}
+        return self._dismissed | resting | uncertain
 
     def unseen(self, observed: ObservedSet) -> tuple[WorkerSpec, ...]:
         """What this manager took and does not show yet."""
@@ -50,7 +72,10 @@ class Orders:
         self._specs = {spec.id: spec for spec in sent.workers}
         now, before = self._clock(), self._asked
         self._asked = {}
+        self._woken = {one: generation for one, generation in self._woken.items() if one in self._specs}
         for one in self._specs:
             how = sent.residencies.get(one, Residency.HOT)
             known = before.get(one)
+            if how is Residency.HOT and known is not None and known[0] is not how:
+                self._woken[one] = sent.generation
             self._asked[one] = known if known is not None and known[0] is how else (how, now)

@@ -257,12 +257,16 @@ class Saboteur:
     # memory not returned
 
     async def _sleep_keeps_memory(self, one: Injection) -> None:
-        await self._target(one, "ready", fits=lambda worker: worker["can_sleep"] and worker["in_flight"] == 0)
+        await self._target(one, "ready", fits=self._will_sleep)
         one.at = time.time()
         self._machine.order(one.endpoint, Faults(memory_not_returned=True), one.at)
         await self._find_death(one, "sleep_failed", seconds=2 * FIND_SECONDS)
         if one.found_at is None:
             raise Missed("it was never told to sleep")
+
+    def _will_sleep(self, worker: Json) -> bool:
+        model = self._machine.models[worker["spec"]["endpoint"]]
+        return worker["can_sleep"] and not worker["in_flight"] and not model.steady and model.sleep != "off"
 
     async def _exit_keeps_memory(self, one: Injection) -> None:
         worker = await self._target(one, "ready")

@@ -16,14 +16,16 @@ from gateway.access.accounts import Accounts
 from gateway.access.issuers import people_of
 from gateway.access.keyring import ADMIN_ID, Keyring
 from gateway.access.routes import KeyRoutes
-from gateway.access.sign_ins import SignIns, guessable
+from gateway.access.sign_ins import sign_ins_of
 from gateway.access.store import BudgetStore, KeyStore
 from gateway.access.types import AccessEvent
-from gateway.addresses import Addresses
 from gateway.audit.refusals import Refusals
 from gateway.audit.routes import AuditRoutes
 from gateway.audit.starts import started
 from gateway.audit.store import AuditStore
+from gateway.capture.recorder import Captures
+from gateway.capture.routes import CaptureRoutes
+from gateway.capture.store import CaptureStore
 from gateway.catalogue import Catalogue, EndpointStatuses
 from gateway.chronicle import Chronicle
 from gateway.database.claim import claimed
@@ -83,12 +85,7 @@ class Gateway:
         self.refusals = Refusals(self.audit)
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.keyring.noticed = self.notice_access
-        self.sign_ins = SignIns(
-            self.audit.add,
-            Addresses(settings.proxies()),
-            settings.sign_ins_per_minute,
-            guessable=ADMIN_ID if guessable(settings.admin_key) else None,
-        )
+        self.sign_ins = sign_ins_of(self.audit.add, settings, ADMIN_ID)
         self.accounts = Accounts(self.keyring, BudgetStore(database), people_of(settings))
         self.learned = Learned(database)
         self.registry = Registry(
@@ -118,6 +115,7 @@ class Gateway:
         self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
         self.watch = Watch(database, well=self.recorder.try_now)
         self.backups = Backups(database, settings.backups, settings.backups_kept)
+        self.captures = Captures(CaptureStore(database), settings)
         self.entry = InferenceEntry(
             self.keyring,
             self.sign_ins,
@@ -127,6 +125,8 @@ class Gateway:
             self.metrics,
             RequestLog(settings.log_level, settings.log_format),
             self.recorder.record,
+            captured=self.captures.keys,
+            capture=self.captures.take,
             hygiene=Hygiene(limits_of(settings)),
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
@@ -158,6 +158,7 @@ class Gateway:
         """Read what the database holds."""
         await self.accounts.load()
         await self.registry.load()
+        await self.captures.load()
         await self.learned.load()
         await self.sleep_failures.load()
         self.endpoints_changed()
@@ -278,6 +279,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.sign_ins.run(), name="sign-ins"),
             asyncio.create_task(gateway.refusals.run(), name="refusals"),
             asyncio.create_task(gateway.accounts.run(), name="budgets"),
+            asyncio.create_task(gateway.captures.run(), name="captures"),
             asyncio.create_task(gateway.watch.run(), name="database watch"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
@@ -310,6 +312,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "decisions": gateway.decisions.read,
         "usage": gateway.usage,
         "audit": gateway.audit,
+        "captures": gateway.captures,
         "settle": gateway.sign_ins.write,
         "recorder": gateway.recorder,
         "backups": gateway.backups,
@@ -325,6 +328,7 @@ def litestar(gateway: Gateway) -> Litestar:
             UsageRoutes,
             AuditRoutes,
             BackupRoutes,
+            CaptureRoutes,
         ],
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
         exception_handlers=HANDLERS,

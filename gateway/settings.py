@@ -23,6 +23,9 @@ POSITIVE = (
     "sign_ins_per_minute",
     "usage_days",
     "backups_kept",
+    "capture_days",
+    "capture_kib",
+    "capture_mib",
     "max_n",
     "max_schema_kib",
     "max_json_depth",
@@ -110,6 +113,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The claim of a token that names a person's roles; with dots a path, such as realm_access.roles."""
     oidc_roles: str = ""
     """Scopes of each role: `admins=admin,ml-team=inference+endpoints`; `*` is everybody who is signed in."""
+    capture_days: int = 7
+    """Days for which captured requests are kept."""
+    capture_kib: int = 64
+    """Most characters of a captured prompt, and of an answer, in units of 1024."""
+    capture_mib: int = 256
+    """Most characters of all captured requests, in units of 1024 times 1024; the oldest go first."""
     usage_days: int = 90
     """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
 

@@ -106,6 +106,22 @@ class Principal(msgspec.Struct, frozen=True):
         return "*" in self.endpoints or endpoint in self.endpoints
 
 
+class Sent(NamedTuple):
+    """What a key sent and got, as it was: of a key whose requests are captured."""
+
+    at: float
+    """When it ended; Unix seconds."""
+    key_id: str
+    request_id: str
+    endpoint: str
+    path: str
+    status: int
+    streamed: bool
+    prompt: bytes
+    """The body, maybe cut; like the answer not redacted yet."""
+    answer: bytes
+
+
 class Used(NamedTuple):
     """What one inference request took, for the record: a row of the table `usage_requests`, in its order.
 

@@ -22,6 +22,7 @@ from gateway.addresses import Addresses
 from gateway.database.chain import Change
 from gateway.database.connection import DatabaseError
 from gateway.errors import GatewayError, TooManyRequests, Unauthorized
+from gateway.settings import Settings
 from gateway.types import Principal
 
 log = structlog.get_logger(__name__)
@@ -209,4 +210,14 @@ def too_many(address: str, wait: float) -> TooManyRequests:
         f"Too many failed sign-ins from {address}: send a key that is known, at the earliest in {ceil(wait)} s "
         "(HOSTLER_SIGN_INS_PER_MINUTE); an admin finds the attempts in GET /api/audit",
         retry_after=ceil(wait),
+    )
+
+
+def sign_ins_of(record: Record, settings: Settings, admin: str) -> SignIns:
+    """Sign-ins as the operator wants them limited; `admin` is the id of the key in the settings."""
+    return SignIns(
+        record,
+        Addresses(settings.proxies()),
+        settings.sign_ins_per_minute,
+        guessable=admin if guessable(settings.admin_key) else None,
     )

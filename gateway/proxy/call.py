@@ -3,14 +3,16 @@
 import os
 import re
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.errors import BadRequest
 from gateway.proxy.dialects import Dialect
 from gateway.proxy.meter import Meter, tokens
 from gateway.proxy.upstream import Sink
-from gateway.types import Priority, Used, Wish
+from gateway.types import Priority, Sent, Used, Wish
 
+KEPT = 1024 * 1024
+"""Bytes of a request, and of its answer, that are captured at most."""
 PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"})
@@ -91,6 +93,8 @@ class Call:
         """Whether it is one of those that are recorded: it has a key and an endpoint, and makes an engine work."""
         self.ticket: Ticket | None = None
         """What its limits let it in with, where it has any; given back when it ends."""
+        self.tap: Any = None
+        """Keeps the answer (`tap.Tap`) of a key whose requests are captured."""
         self.meter: Meter | None = None
         """Sees the engine's answer, once there is one."""
         self.answered: float | None = None
@@ -115,6 +119,21 @@ class Call:
         lines.append(b"content-type: " + kind)
         lines.append(b"content-length: %d\r\n\r\n" % len(self.body))
         return b"\r\n".join(lines)
+
+    def sent(self, answer: bytearray, status: int) -> Sent:
+        """What was asked and answered, for a key whose requests are captured."""
+        streamed = self.stream and answer.startswith((b"data:", b"event:", b":"))
+        return Sent(
+            time.time(),
+            self.key,
+            self.id.decode(),
+            self.endpoint,
+            self.path,
+            status,
+            streamed,
+            self.body[:KEPT],
+            bytes(answer),
+        )
 
     def own_headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that Hostler adds to every answer."""

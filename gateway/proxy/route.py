@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 
@@ -25,7 +25,8 @@ from gateway.proxy.hygiene import Hygiene
 from gateway.proxy.peek import peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
-from gateway.types import Allowable, Estimate, Principal, Scope, Used, Wish
+from gateway.proxy.tap import Tap
+from gateway.types import Allowable, Estimate, Principal, Scope, Sent, Used, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -137,6 +138,8 @@ class InferenceEntry:
         record: Callable[[Used], None],
         *,
         hygiene: Hygiene,
+        captured: set[str],
+        capture: Callable[[Sent], None],
         max_body_bytes: int,
         body_seconds: float,
         queue_seconds: float,
@@ -150,6 +153,8 @@ class InferenceEntry:
         self._log = request_log
         self._record = record
         self._hygiene = hygiene
+        self._captured = captured
+        self._capture = capture
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._queue_seconds = queue_seconds
@@ -178,6 +183,8 @@ class InferenceEntry:
             self._account(call, error)
         if error is not None and not client.ended:
             self._refuse(call, error)
+        if call.tap is not None:
+            self._capture(call.sent(call.tap.kept, call.status if error is None else error.status))
 
     async def _answer(self, call: Call) -> None:
         try:
@@ -187,6 +194,9 @@ class InferenceEntry:
         if self._sign_ins.limited:
             self._sign_ins.admit(principal, call.client.peer, call.client.headers)
         call.key = principal.key_id
+        if call.key in self._captured:
+            call.tap = Tap(call.client)
+            call.client = cast("Client", call.tap)
         call.path = call.path.rstrip("/")
         if call.path.startswith("/v1/responses/"):
             await self._answer_about_response(call, principal)

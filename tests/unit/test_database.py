@@ -73,6 +73,8 @@ async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_no
         tables = {
             "audit",
             "budgets",
+            "capture_keys",
+            "captures",
             "endpoints",
             "keys",
             "load_times",

@@ -1,0 +1,136 @@
+"""What people send, and their keys, stay out of all that Hostler writes; what is captured on demand is redacted."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
+
+PROMPT, SYSTEM, TOOL, TEMPLATE = (f"canary-{name}-8d1f" for name in ("prompt", "system", "tool", "template"))
+UNKNOWN_KEY = "canary-unknown-key-8d1f"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running_stack({"HOSTLER_LOG_LEVEL": "debug"}) as started:
+        started.endpoint("here")
+        yield started
+
+
+def bodies() -> Iterator[tuple[str, dict[str, object]]]:
+    """Requests of each kind that carry a canary, good and bad ones."""
+    said = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": PROMPT}]
+    for stream in (False, True):
+        yield CHAT, {"model": "here", "messages": said, "stream": stream, "max_tokens": 8}
+        yield "/v1/completions", {"model": "here", "prompt": PROMPT, "stream": stream, "max_tokens": 8}
+        yield "/v1/responses", {"model": "here", "input": PROMPT, "instructions": SYSTEM, "stream": stream}
+        asked = {"model": "here", "messages": said[1:], "system": SYSTEM, "max_tokens": 8, "stream": stream}
+        yield "/v1/messages", asked
+    yield "/tokenize", {"model": "here", "prompt": PROMPT}
+    yield "/v1/embeddings", {"model": "here", "input": PROMPT}
+    # what is refused says why, and not what was in it
+    yield CHAT, {"model": "nobody", "messages": said}
+    yield CHAT, {"model": "here", "messages": said, "stream": PROMPT}
+    yield CHAT, {"model": "here", "messages": said, "chat_template": TEMPLATE}
+    yield CHAT, {"model": "here", "messages": said, "n": PROMPT}
+    yield CHAT, {"model": "here", "messages": [PROMPT], "tools": [TOOL], "stop": [[]]}
+    yield CHAT, {"model": "here", "messages": said, "tools": [{"pattern": TOOL + "{5000}"}]}
+    yield CHAT, {"model": "here", "messages": [{"content": [{"image_url": f"http://{PROMPT}"}]}]}
+
+
+def answers_of(stack: Stack, key: str) -> tuple[list[str], str]:
+    """Send everything; the bodies of errors, and some text that an engine answered."""
+    errors: list[str] = []
+    said = ""
+    with httpx.Client(base_url=stack.address, headers=bearer(key), timeout=30) as client:
+        for path, body in bodies():
+            answer = client.post(path, json=body)
+            if answer.is_error:
+                errors.append(answer.text)
+            elif path == CHAT and not body.get("stream"):
+                said = answer.json()["choices"][0]["message"]["content"]
+        half = json.dumps(chat("here", PROMPT))[:-2].encode()
+        errors.append(client.post(CHAT, content=half).text)
+        errors.append(client.post(CHAT, json=chat("here", PROMPT), headers={"x-hostler-timeout": PROMPT}).text)
+        errors.append(client.post(CHAT, json=chat("here"), headers=bearer(UNKNOWN_KEY)).text)
+        errors.append(client.get("/api/keys", headers=bearer(key)).text)
+        with stack.socket_hidden(stack.status("here")["workers"][0]["id"]):
+            errors.append(client.post(CHAT, json=chat("here", PROMPT), headers={"x-hostler-timeout": "1"}).text)
+    return errors, said
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    """All that is on the disk but for models: the database with its WAL, logs, decisions."""
+    return {
+        str(path): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.is_socket() and "models" not in path.parts
+    }
+
+
+def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: Stack) -> None:
+    made = stack.client.post("/api/keys", json={"name": "of somebody"}).json()
+    errors, said = answers_of(stack, made["key"])
+    assert len(errors) >= 10
+    assert len(said) > 8
+    rotated = stack.client.post(f"/api/keys/{made['id']}/rotate").json()["key"]
+    shown = {
+        path: stack.client.get(path).text
+        for path in ("/metrics", "/api/keys", "/api/usage", "/api/audit", "/api/workers", "/api/plan", "/api/host")
+    }
+    stack.client.get("/api/usage", params={"by": "endpoint"})  # by then all usage is in the file
+    places: dict[str, bytes] = {name: text.encode() for name, text in shown.items()}
+    places |= {f"error {number}": text.encode() for number, text in enumerate(errors)}
+    for process in (stack.gateway, stack.manager):
+        assert process is not None
+        places[f"log of {process}"] = process.output.encode()
+    on_disk = files_below(stack.folder)
+    assert any(name.endswith("hostler.db") for name in on_disk)
+    places |= on_disk
+    canaries = [PROMPT, SYSTEM, TOOL, TEMPLATE, UNKNOWN_KEY, ADMIN_KEY, made["key"], rotated, said]
+    found = [(name, canary) for name, content in places.items() for canary in canaries if canary.encode() in content]
+    assert found == []
+
+
+def test_what_is_captured_on_demand_is_redacted_bounded_and_deleted_by_key(stack: Stack) -> None:
+    made = [stack.client.post("/api/keys", json={"name": name}).json() for name in ("captured", "other")]
+    captured, other = made
+    path = f"/api/captures/{captured['id']}"
+    assert stack.client.put(path).status_code == 204
+    assert stack.client.put("/api/captures/nobody").status_code == 404
+    secrets = ["anna@example.org", "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "+49 30 1234567", other["key"]]
+    said = f"marked {'; '.join(secrets)}; 1234 5678 9012 3456 stays"
+    for one in made:
+        with httpx.Client(base_url=stack.address, headers=bearer(one["key"]), timeout=30) as client:
+            for stream in (False, True):
+                assert client.post(CHAT, json={**chat("here", said), "stream": stream}).status_code == 200
+            client.post(CHAT, json=chat("nowhere", said))
+    page = stack.client.get("/api/captures").json()
+    assert page["keys"] == [captured["id"]]
+    assert [(one["key_id"], one["status"]) for one in page["captures"]] == [
+        (captured["id"], 404),
+        (captured["id"], 200),
+        (captured["id"], 200),
+    ]
+    texts = json.dumps(page["captures"])
+    for secret in secrets:
+        assert secret not in texts
+    _, streamed, whole = page["captures"]
+    for one in (streamed, whole):
+        assert all(word in one["prompt"] for word in ("[email]", "[card]", "[iban]", "[phone]", "[key]", "3456 stays"))
+    assert json.loads(whole["answer"])["choices"][0]["message"]["content"]
+    assert len(streamed["answer"]) > 8
+    assert "data:" not in streamed["answer"]
+    assert stack.client.delete(path).json() == {"deleted": 3}
+    with httpx.Client(base_url=stack.address, headers=bearer(captured["key"]), timeout=30) as client:
+        assert client.post(CHAT, json=chat("here", said)).status_code == 200
+    left = stack.client.get("/api/captures").json()
+    assert (left["keys"], left["captures"]) == ([], [])
+    actions = [
+        one["action"] for one in stack.client.get("/api/audit", params={"target": captured["id"]}).json()["records"]
+    ]
+    assert actions == ["capture.off", "capture.on", "key.create"]

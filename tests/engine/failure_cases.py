@@ -11,13 +11,13 @@ import msgspec
 from worker_manager.engine_flags import FlagValue
 
 WEIGHTS = "model.safetensors"
-PATIENCE_SECONDS = 150.0
+PATIENCE_SECONDS = 300.0
 
 Change = Callable[[Path], None]
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
-    """One way to die. `ends`: `itself`, `killed` (by us, once it loads) or `hangs` (killed after `patience`)."""
+    """One way to die. `ends`: `itself`, `killed`, `terminated` (by us, at `kill_at`) or `hangs` (after `patience`)."""
 
     kind: str
     about: str
@@ -279,8 +279,10 @@ CASES: dict[str, Case] = {
     "socket-in-use": Case(kind="launch_failed", about="a file in the socket's place", words=("--uds=/etc/hostname",)),
     "cache-full": Case(
         kind="disk_full",
-        about="a full disk below the compile cache",
+        about="a full disk below the compile cache; the engine gave up, and hung",
         compiles=True,
+        ends="hangs",
+        patience=180,
         docker=("--tmpfs", "/full:rw,mode=1777,size=64k"),
         env={"VLLM_CACHE_ROOT": "/full/vllm", "TORCHINDUCTOR_CACHE_DIR": "/full/inductor"},
     ),
@@ -295,12 +297,12 @@ CASES: dict[str, Case] = {
         docker=("--shm-size=1m",),
         args={"tensor-parallel-size": 2},
     ),
-    "threads": Case(kind="unknown", about="too few processes and threads allowed", docker=("--pids-limit=24",)),
+    "threads": Case(kind="launch_failed", about="too few processes and threads allowed", docker=("--pids-limit=24",)),
     "no-compiler": Case(
-        kind="unknown",
+        kind="model_unsupported",
         about="no compiler for the kernels",
         compiles=True,
-        env={"PATH": "/opt/venv/bin", "CXX": "/nowhere/g++"},
+        env={"CXX": "/nowhere/g++"},
     ),
     "host-memory": Case(kind="out_of_memory_at_load", about="a container of 900 MiB", memory="900m"),
     "host-memory-core": Case(
@@ -353,7 +355,12 @@ CASES: dict[str, Case] = {
         source=f"the words of PyTorch and NCCL as in {ISSUES}/4618 and https://github.com/llm-d/llm-d/issues/352",
     ),
     "killed": Case(kind="killed", about="SIGKILL while it loads", ends="killed"),
-    "terminated": Case(kind="unknown", about="SIGTERM while it loads", ends="terminated"),
+    "terminated": Case(
+        kind="killed",
+        about="SIGTERM while it serves (vLLM does not listen to it while it loads)",
+        ends="terminated",
+        kill_at="Application startup complete",
+    ),
     "load-hangs": Case(
         kind="load_timeout", about="weights that never come", change=never_ending, ends="hangs", patience=45
     ),

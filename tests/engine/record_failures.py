@@ -144,7 +144,7 @@ def play(case: Case, name: str, socket: Path) -> None:
             return
         if case.ends in ("killed", "terminated") and case.kill_at in docker("logs", name):
             docker("kill", *(("--signal=TERM",) if case.ends == "terminated" else ()), name)
-            case = msgspec.structs.replace(case, ends="itself")
+            case = msgspec.structs.replace(case, ends="dying")
         if case.ends == "itself" and socket.exists() and "Application startup complete" in docker("logs", name):
             break
         time.sleep(0.5)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from worker_manager.contract import Failure, FailureKind
-from worker_manager.engines.diagnosis import TAIL_LINES, diagnose
+from worker_manager.engines.diagnosis import TAIL_LINES, diagnose, has_given_up
 from worker_manager.engines.last_words import PERMANENT_KINDS
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "engine_logs"
@@ -64,6 +64,9 @@ def test_there_are_logs_of_many_ways_to_die() -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_log_is_read_for_its_kind_its_cause_and_its_fix(case: str) -> None:
     note, failure = note_of(case), read(case)
+    assert failure.message
+    assert failure.hint
+    assert failure.log_tail
     if note.kind in SETTLED_ELSEWHERE:
         assert failure.kind is FailureKind.UNKNOWN
         return
@@ -81,6 +84,13 @@ def test_a_log_of_which_only_the_end_is_left_is_never_read_as_another_kind(case:
     note, lines = note_of(case), (FOLDER / f"{case}.log").read_text().splitlines()
     failure = diagnose(exit_code=1, out_of_memory=False, lines=lines[-30:], was_ready=note.was_ready, now=5.0)
     assert failure.kind in {note.kind, FailureKind.UNKNOWN}
+
+
+def test_an_engine_that_gave_up_and_hangs_is_told_from_one_that_loads() -> None:
+    gave_up = (FOLDER / "cache-full.log").read_text().splitlines()
+    loads = (FOLDER / "load-hangs.log").read_text().splitlines()
+    assert note_of("cache-full").exit_code is None
+    assert (has_given_up(gave_up), has_given_up(loads)) == (True, False)
 
 
 def test_the_back_off_tries_again_only_what_another_try_may_mend() -> None:

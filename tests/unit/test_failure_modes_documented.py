@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from worker_manager.contract import FailureKind
+from worker_manager.contract import FailureKind, WorkerState
 from worker_manager.engines.last_words import PERMANENT_KINDS, RULES
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "failure-modes.md").read_text()
@@ -26,6 +26,11 @@ def test_every_kind_of_failure_is_explained() -> None:
 def test_what_is_not_tried_again_is_marked() -> None:
     marked = {kind for kind, final in kinds_in(section("## An engine does not start, or dies")) if final}
     assert marked == set(PERMANENT_KINDS)
+
+
+def test_how_long_each_state_may_last_is_told() -> None:
+    rows = [line.split("|")[1] for line in section("### How long each state may last").splitlines() if "`" in line]
+    assert {state for row in rows for state in re.findall(r"`(\w+)`", row)} >= set(WorkerState)
 
 
 def test_every_cause_stands_there_with_its_message_and_its_fix() -> None:

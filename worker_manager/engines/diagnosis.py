@@ -24,7 +24,11 @@ CAUSE_IS_ELSEWHERE = re.compile(
     r"\]\s{2,}\S|\]\s*$|^\s+\S"
 )
 """Lines that only point to the cause, or tell how the way to it led through the code."""
+GIVEN_UP = re.compile(r"EngineCore failed to start\.|Engine core initialization failed")
+"""What vLLM says once it will never serve. As a rule it ends then; now and then its processes wait for each other."""
 ERROR_LINE = re.compile(r"\b(\w*(Error|Exception))\b|\bERROR\b|\bFATAL\b|\bfatal\b|\berror:", re.ASCII)
+TERMINATED = frozenset({0, 128 + signal.SIGTERM, -signal.SIGTERM})
+"""Exit codes of an engine that ended as it was told to: vLLM never ends with 0 by itself."""
 AT_RUN_HINTS = {
     FailureKind.OUT_OF_MEMORY_AT_RUN: (
         "lower max-num-seqs or max-num-batched-tokens in the endpoint's engine_args, or its max_model_len, "
@@ -53,6 +57,11 @@ def diagnose(
     return _undiagnosed(exit_code, lines, now)
 
 
+def has_given_up(lines: Sequence[str]) -> bool:
+    """Whether an engine says in its log that it will not come up."""
+    return any(GIVEN_UP.search(line[:READ_CHARACTERS]) for line in lines)
+
+
 def _undiagnosed(exit_code: int | None, lines: Sequence[str], now: float) -> Failure:
     """No rule fits: say which signal, or show the last error line that names a cause."""
     found = _newest_match(ERROR_LINE, [line for line in lines if not CAUSE_IS_ELSEWHERE.search(line)])
@@ -61,6 +70,10 @@ def _undiagnosed(exit_code: int | None, lines: Sequence[str], now: float) -> Fai
     if exit_code is not None and _is_kill(exit_code):
         message = "the engine was killed from outside (SIGKILL)"
         hint = "see who did: an operator, or the kernel for want of memory (dmesg)"
+        return Failure(kind=FailureKind.KILLED, message=message, hint=hint, log_tail=tail, at=now)
+    if exit_code in TERMINATED:
+        message = "the engine was told to end from outside (SIGTERM)"
+        hint = "see who did: an operator, or this machine's own shutdown (its system log); it is started again"
         return Failure(kind=FailureKind.KILLED, message=message, hint=hint, log_tail=tail, at=now)
     code = "unknown" if exit_code is None else str(exit_code)
     message = f"the engine ended with exit code {code}" + (f": {_short(error)}" if error else "")

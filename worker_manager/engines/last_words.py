@@ -151,6 +151,12 @@ MACHINE = (
         "the engine could not make its socket",
         "see who may write to the engines folder below HOSTLER_RUN, and what lies there; it is tried again",
     ),
+    _rule(
+        FailureKind.LAUNCH_FAILED,
+        r"Resource temporarily unavailable|can't start new thread",
+        "the engine may start no further process or thread",
+        "raise HOSTLER_ENGINE_PIDS, or the limit of processes where it runs without Docker (ulimit -u)",
+    ),
 )
 
 MODEL = (
@@ -183,6 +189,12 @@ MODEL = (
         "this engine, or this machine, does not serve weights of this quantization",
         "take the model in another quantization, or a newer engine image; "
         "where engine_args sets quantization, take it out",
+    ),
+    _rule(
+        FailureKind.MODEL_UNSUPPORTED,
+        r"InvalidCxxCompiler|No working C\+\+ compiler|Python\.h: No such file",
+        "the engine's image can't compile the model: it has no C++ compiler, or lacks Python's headers",
+        "set enforce-eager to true in the endpoint's engine_args, or name another engine image",
     ),
     _rule(
         FailureKind.MODEL_MISSING,

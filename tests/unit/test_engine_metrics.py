@@ -13,6 +13,8 @@ vllm:prompt_tokens_total{engine="0",model_name="demo"} 11.0
 vllm:prompt_tokens_by_source_total{engine="0",source="x"} 11.0
 vllm:engine_sleep_state{engine="0",sleep_state="awake"} 0.0
 vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} 1.0
+vllm:kv_cache_usage_perc{engine="2",model_name="demo"} NaN
+vllm:num_requests_running{engine="2",model_name="demo"} NaN
 vllm:broken{engine="0"} much
 python_gc_objects_collected_total{generation="0"} 5.0
 """

@@ -1,5 +1,7 @@
 """What an engine's /metrics says that the manager acts on. Pure; names are vLLM's."""
 
+import math
+
 import msgspec
 
 from worker_manager.contract import Residency
@@ -46,6 +48,7 @@ def read(text: str) -> Load:
 
 def _number(rest: str) -> float:
     try:
-        return float(rest.rsplit(maxsplit=1)[-1])
+        value = float(rest.rsplit(maxsplit=1)[-1])
     except (ValueError, IndexError):
         return 0.0
+    return value if math.isfinite(value) else 0.0

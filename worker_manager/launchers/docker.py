@@ -112,7 +112,7 @@ class DockerLauncher:
         context = self._context(place, sleep=sleep)
         image = policy.image_of(spec, context.images)
         entrypoint = await self._call(QUICK_SECONDS, lambda client: docker_containers.entrypoint(client, image))
-        resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
+        resolved = await model_folder.in_time(lambda: model_folder.resolve(self._settings.models, spec.model))
         body = policy.container_body(
             spec, context, resolved_model=resolved, generation=generation, entrypoint=entrypoint, length=length
         )

@@ -287,6 +287,7 @@ class EndpointStatuses:
             draining=slot.draining if slot else False,
             outdated=worker.spec.id in outdated,
             on_trial=slot.on_trial if slot else False,
+            max_model_len=worker.shortened or worker.spec.max_model_len,
             reason=worker.reason,
             failure=worker.failure,
         )
@@ -329,7 +330,9 @@ class EndpointStatuses:
 def _length(spec: EndpointSpec, workers: list[ObservedWorker], size: WorkerSize | None) -> int | None:
     """Tokens of context: what the ready engines said or were told, else what the next one will be told."""
     shown = [
-        (worker.measured.max_model_len if worker.measured is not None else None) or worker.spec.max_model_len
+        worker.shortened
+        or (worker.measured.max_model_len if worker.measured is not None else None)
+        or worker.spec.max_model_len
         for worker in workers
         if worker.state is WorkerState.READY
     ]
@@ -343,7 +346,8 @@ def _state_by_workers(workers: list[ObservedWorker]) -> tuple[str, str] | None:
     """State and reason as the best of an endpoint's workers gives them; None where none counts."""
     states = {worker.state for worker in workers}
     if WorkerState.READY in states:
-        return "hot", ""
+        ready = (worker for worker in workers if worker.state is WorkerState.READY)
+        return "hot", next((worker.reason for worker in ready if worker.shortened is not None), "")
     reason = next((worker.reason for worker in workers if worker.reason), "")
     if states & COMING:
         return "loading", reason

@@ -12,6 +12,8 @@ class Adopt(msgspec.Struct, frozen=True):
     id: str
     spec: WorkerSpec
     running: bool
+    length: int | None = None
+    """The context length that its engine was started with instead of the spec's."""
 
 
 class Track(msgspec.Struct, frozen=True):

@@ -12,11 +12,13 @@ from litestar import Litestar
 
 from worker_manager import host, logs, routes
 from worker_manager.contract import Gpu, HostFacts
+from worker_manager.deadlines import Limits
 from worker_manager.downloads import Downloads
 from worker_manager.engines.canary import Rhythm
 from worker_manager.gpus import GpuInventory, attribute
-from worker_manager.launchers.base import Launcher, Unit
+from worker_manager.launchers.base import Launcher, LauncherError, Unit
 from worker_manager.launchers.choice import LauncherName, choose, make_launcher
+from worker_manager.launchers.model_folder import in_time
 from worker_manager.listener import check_lengths, listen
 from worker_manager.observation import Observation
 from worker_manager.prefetch import Prefetch
@@ -42,6 +44,7 @@ class Manager:
         self.device = settings.device
         self.images: tuple[str, ...] = ()
         self.engine = self.program = ""
+        self.disk_free_mib = 0
         self.launcher: Launcher = make_launcher(
             kind,
             settings,
@@ -66,8 +69,12 @@ class Manager:
             self.launcher,
             engines=settings.engines,
             models=settings.models,
-            load_seconds=settings.load_seconds,
-            stop_seconds=settings.stop_seconds,
+            limits=Limits(
+                load_seconds=settings.load_seconds,
+                sleep_seconds=settings.sleep_seconds,
+                wake_seconds=settings.wake_seconds,
+                stop_seconds=settings.stop_seconds,
+            ),
             canary=Rhythm(
                 interval=settings.canary_seconds,
                 timeout=settings.canary_timeout_seconds,
@@ -102,7 +109,7 @@ class Manager:
             driver=self.inventory.driver,
             memory_total_mib=total,
             memory_available_mib=available,
-            models_disk_free_mib=host.disk_free_mib(self.settings.models),
+            models_disk_free_mib=self.disk_free_mib,
             images=self.images,
             engine=self.engine,
             program=self.program,
@@ -156,10 +163,17 @@ class Manager:
         logger.info("manager_starts", launcher=self.kind, device=self.device, gpus=len(gpus))
 
     async def _watch_images(self) -> None:
-        """Images come and go rarely; asked now and then, beside the loop."""
+        """Images and room on the disk come and go slowly; asked now and then, beside the loop."""
         while True:
+            await self._find_disk()
             await asyncio.sleep(HOST_SECONDS)
             await self._find_images()
+
+    async def _find_disk(self) -> None:
+        try:
+            self.disk_free_mib = await in_time(lambda: host.disk_free_mib(self.settings.models))
+        except LauncherError as error:
+            logger.warning("disk_unknown", cause=str(error))
 
     async def _find_images(self) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from worker_manager.tracked import Tracked
@@ -19,6 +20,11 @@ class Board:
     def listen(self, listener: Callable[[str, Tracked | None], None]) -> None:
         """Call this with each worker that changed; None where it is gone."""
         self._listeners.append(listener)
+
+    def say(self, worker: str, reason: str) -> None:
+        """It stays as it is, for this reason."""
+        if (known := self.workers.get(worker)) is not None:
+            self.set(worker, msgspec.structs.replace(known, reason=reason))
 
     def set(self, worker: str, known: Tracked | None) -> None:
         """The worker is this from now on."""

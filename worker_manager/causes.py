@@ -6,6 +6,7 @@ import msgspec
 
 from worker_manager.actions import Collect
 from worker_manager.contract import Failure, FailureKind
+from worker_manager.deadlines import CREATING_SECONDS
 from worker_manager.engines.canary import Verdict
 from worker_manager.engines.diagnosis import TAIL_LINES, diagnose
 from worker_manager.launchers.base import ImageMissingError, LauncherError
@@ -26,8 +27,17 @@ def of_death(action: Collect, lines: tuple[str, ...], *, was_ready: bool, now: f
     return diagnose(exit_code=exit_code, out_of_memory=out_of_memory, lines=lines, was_ready=was_ready, now=now)
 
 
-def of_launch(error: LauncherError) -> Failure:
-    """Why the launcher could not start it."""
+def of_stillbirth(lines: tuple[str, ...], now: float) -> Failure:
+    """Why an engine that has given up its load and did not end is ended."""
+    return diagnose(exit_code=None, out_of_memory=False, lines=lines, was_ready=False, now=now)
+
+
+def of_launch(error: LauncherError | OSError) -> Failure:
+    """Why the launcher could not start it, or did not in its time."""
+    if isinstance(error, TimeoutError):
+        message = f"it was not made within {CREATING_SECONDS:g} s"
+        hint = "see whether Docker and the disk of the models folder answer"
+        return Failure(kind=FailureKind.LAUNCH_FAILED, message=message, hint=hint, at=time.time())
     kind, hint = FailureKind.LAUNCH_FAILED, "see the manager's log"
     if isinstance(error, ImageMissingError):
         kind, hint = FailureKind.IMAGE_MISSING, "bring the engine's image or program to this machine (docker pull)"

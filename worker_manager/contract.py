@@ -303,6 +303,8 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     socket: str
     """The engine's socket, relative to the engines folder."""
     reason: str = ""
+    shortened: int | None = None
+    """The context length that its engine is started with instead of the spec's: more did not fit. `reason` says so."""
     restarts: int = 0
     retry_at: float | None = None
     """Unix time of the next start, in BACKOFF."""

@@ -5,7 +5,7 @@ What follows from it stands on the board; what is no good is condemned there, an
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,8 @@ from worker_manager.board import Board
 from worker_manager.contract import ENGINE_SOCKET, Failure, FailureKind, Residency, WorkerSpec, WorkerState
 from worker_manager.engines import readiness, sleep_rules
 from worker_manager.engines.canary import Canary, Rhythm, Verdict
-from worker_manager.launchers.base import Unit
+from worker_manager.engines.diagnosis import has_given_up
+from worker_manager.launchers.base import LauncherError, Unit
 from worker_manager.sleeper import Sleeper, SleepFailedError, StillBusyError
 from worker_manager.tracked import Tracked
 
@@ -38,11 +39,14 @@ class Keeper:
         sleeper: Sleeper,
         canary: Rhythm,
         unit: Callable[[str], Unit | None],
+        log: Callable[[str], Awaitable[tuple[str, ...]]],
+        log_seconds: float,
         on_ready: Callable[[str], Awaitable[None]],
         look_again: Callable[[], None],
     ) -> None:
         """`unit` gives a worker's unit as last listed, None before that.
 
+        `log` reads what an engine has said; while it loads that is looked at every `log_seconds`.
         `on_ready` hears of an engine that has loaded, `look_again` has the supervisor act on what was condemned.
         """
         self._board = board
@@ -51,6 +55,8 @@ class Keeper:
         self._sleeper = sleeper
         self._rhythm = canary
         self._unit = unit
+        self._log = log
+        self._log_seconds = log_seconds
         self._on_ready = on_ready
         self._look_again = look_again
         self._watches: dict[str, tuple[WorkerState, asyncio.Task[None]]] = {}
@@ -77,14 +83,14 @@ class Keeper:
         if self._sleeper.forbid(sleepless):
             self._remind_all()
 
-    def blame_sleep(self, known: Tracked, lines: Sequence[str]) -> tuple[Tracked, Failure | None]:
+    def blame_sleep(self, known: Tracked, lines: Sequence[str]) -> Failure | None:
         """The failure of an engine that could not start with sleep mode; the next one of its kind starts without."""
         why = sleep_rules.start_refusal(lines) if self.may_sleep(known.spec) else ""
         if not why:
-            return known, None
+            return None
         self._sleeper.remember(known.spec, Residency.ASLEEP_1, why)
         self._remind_all()
-        return self._reminded(known), causes.of_verdict(Verdict(kind=FailureKind.SLEEP_FAILED, message=why))
+        return causes.of_verdict(Verdict(kind=FailureKind.SLEEP_FAILED, message=why))
 
     def forget(self, worker: str) -> None:
         """Its engine is gone."""
@@ -143,8 +149,13 @@ class Keeper:
 
     async def _probe(self, worker: str) -> None:
         """Ask the engine until it serves; ended from outside when the worker leaves LOADING."""
-        pause = PROBE_SECONDS
+        pause, stillborn = PROBE_SECONDS, Stillbirth(self._log, self._log_seconds)
         while True:
+            if (failure := await stillborn.look(worker)) is not None:
+                logger.warning("worker_stillborn", worker=worker, kind=failure.kind, cause=failure.message)
+                self._board.set(worker, life.condemned(self._workers[worker], failure))
+                self._look_again()
+                return
             spec = self._workers[worker].spec
             answer = await readiness.probe(self._socket(worker), spec.served_names[0], may_sleep=bool(spec.gpus))
             unit = self._unit(worker)
@@ -200,7 +211,44 @@ class Keeper:
         if worker in self._watches:
             return
         if state is WorkerState.LOADING:
-            self._watches[worker] = state, asyncio.create_task(self._probe(worker), name=f"probe-{worker}")
+            self._watch(worker, state, self._probe(worker))
         elif state is WorkerState.READY and self._rhythm.interval > 0:
-            canary = asyncio.create_task(self._listen_for_canary(worker), name=f"canary-{worker}")
-            self._watches[worker] = state, canary
+            self._watch(worker, state, self._listen_for_canary(worker))
+
+    def _watch(self, worker: str, state: WorkerState, watching: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(watching, name=f"{state}-{worker}")
+        task.add_done_callback(lambda ended: self._watched(worker, ended))
+        self._watches[worker] = state, task
+
+    def _watched(self, worker: str, task: asyncio.Task[None]) -> None:
+        """A watch that a bug has ended begins again: a worker that nobody watches would never be found hung."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        logger.error("watch_broke", worker=worker, watch=task.get_name(), cause=repr(error))
+        loop = asyncio.get_running_loop()
+        loop.call_later(PROBE_MAX_SECONDS, lambda: self._tend(worker, self._workers.get(worker)))
+
+
+class Stillbirth:
+    """Finds an engine whose log says that it has given up, and whose processes are there all the same.
+
+    It counts at the second look: most end by themselves in between.
+    """
+
+    def __init__(self, log: Callable[[str], Awaitable[tuple[str, ...]]], seconds: float) -> None:
+        self._log = log
+        self._seconds = seconds
+        self._looked_at = time.monotonic()
+        self._has_given_up = False
+
+    async def look(self, worker: str) -> Failure | None:
+        """Why it has to be ended; None where it goes on loading, or it is too early to look again."""
+        if time.monotonic() - self._looked_at < self._seconds:
+            return None
+        before, self._looked_at = self._has_given_up, time.monotonic()
+        try:
+            lines = await self._log(worker)
+        except LauncherError:
+            return None  # another time
+        self._has_given_up = has_given_up(lines)
+        return causes.of_stillbirth(lines, time.time()) if before and self._has_given_up else None

@@ -26,6 +26,7 @@ LABEL_SPEC = LABEL + "spec"
 LABEL_SPEC_HASH = LABEL + "spec-hash"
 LABEL_GENERATION = LABEL + "generation"
 LABEL_ENDPOINT = LABEL + "endpoint"
+LABEL_LENGTH = LABEL + "length"
 
 MODELS_IN_ENGINE = "/models"
 SOCKETS_IN_ENGINE = "/run/engine"
@@ -246,7 +247,7 @@ def container_body(
         "Env": _env_list(env),
         "User": f"{context.uid}:{context.gid}",
         "WorkingDir": "/tmp",  # noqa: S108 - a path inside the container, the only writable one of its own
-        "Labels": worker_labels(spec, context.instance, generation),
+        "Labels": worker_labels(spec, context.instance, generation, length),
         "NetworkDisabled": True,
         "StopSignal": "SIGTERM",
         "StopTimeout": int(context.stop_seconds),
@@ -277,9 +278,9 @@ def job_body(job_id: str, spec: DownloadSpec, context: JobContext) -> dict[str, 
     }
 
 
-def worker_labels(spec: WorkerSpec, instance: str, generation: int) -> dict[str, str]:
+def worker_labels(spec: WorkerSpec, instance: str, generation: int, length: int | None) -> dict[str, str]:
     """What a worker's container remembers for the manager."""
-    return {
+    return ({LABEL_LENGTH: str(length)} if length is not None else {}) | {
         LABEL_INSTANCE: instance,
         LABEL_KIND: "worker",
         LABEL_ID: spec.id,

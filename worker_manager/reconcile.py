@@ -27,19 +27,9 @@ from worker_manager.contract import (
     WorkerState,
     spec_hash,
 )
+from worker_manager.deadlines import ADOPTED_SECONDS, CREATING_SECONDS, WAITING_SECONDS, Limits
 from worker_manager.launchers.base import Unit
-from worker_manager.tracked import ALIVE, TURN, Tracked
-
-WAITING_SECONDS = 60.0
-CREATING_SECONDS = 120.0
-ADOPTED_SECONDS = 60.0
-"""How long an adopted engine that should serve long since may take to answer."""
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Deadlines that are settings."""
-
-    load_seconds: float
+from worker_manager.tracked import ALIVE, ASLEEP_IS_WANTED, Tracked, waits_for_others
 
 
 class Scene(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +70,7 @@ def reconcile(
     for worker in sorted((wanted.keys() | tracked.keys() | units.keys()) - busy):
         unit, known = units.get(worker), tracked.get(worker)
         if known is None and unit is not None and unit.worker is not None:
-            action: Action | None = Adopt(worker, unit.worker, unit.running)
+            action: Action | None = Adopt(worker, unit.worker, unit.running, unit.length)
         elif desired is None:
             action = _undecided(worker, known, unit)
         elif worker not in wanted:
@@ -107,7 +97,9 @@ def _undecided(worker: str, known: Tracked | None, unit: Unit | None) -> Action 
         return Forget(worker)
     if known is None or unit.worker is None:
         return None
-    return Adopt(worker, unit.worker, unit.running) if (known.state in ALIVE) != unit.running else None
+    if (known.state in ALIVE) == unit.running:
+        return None
+    return Adopt(worker, unit.worker, unit.running, unit.length)
 
 
 def _unwanted(worker: str, unit: Unit | None) -> Action:
@@ -121,7 +113,8 @@ def _desired(spec: WorkerSpec, known: Tracked | None, unit: Unit | None, scene: 
     if known.spec_hash != spec_hash(spec) or (unit is not None and _is_another(unit, spec)):
         return Stop(spec.id, "its description changed") if unit is not None else Track(spec.id, spec)
     if unit is None:
-        return _without_unit(spec, known, scene)
+        is_collected = known.served is not None  # a try before got as far as the removal
+        return Collect(spec.id, known.condemned, None) if is_collected else _without_unit(spec, known, scene)
     if unit.never_started:
         return Stop(spec.id, "its start was not finished")
     if not unit.running:
@@ -146,7 +139,7 @@ def _with_running_unit(spec: WorkerSpec, known: Tracked, unit: Unit, scene: Scen
     if known.state is WorkerState.FAILED:
         return Collect(spec.id, known.failure, unit)
     if known.state is not WorkerState.LOADING:
-        return Adopt(spec.id, spec, running=True)
+        return Adopt(spec.id, spec, running=True, length=unit.length)
     return _loading_too_long(known, unit, scene.limits, scene.now)
 
 
@@ -165,8 +158,6 @@ def _loading_too_long(known: Tracked, unit: Unit, limits: Limits, now: float) ->
 
 def _without_unit(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | None:
     match known.state:
-        case WorkerState.FAILED:
-            return None
         case state if state in ALIVE:
             failure = Failure(
                 kind=FailureKind.KILLED,
@@ -175,15 +166,23 @@ def _without_unit(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | No
                 at=scene.now,
             )
             return Collect(spec.id, failure, None)
+        case state if state is WorkerState.FAILED or (known.retry_at or 0) > scene.now:
+            return None
         case WorkerState.STOPPING:
             return Track(spec.id, spec)
-        case WorkerState.BACKOFF if known.retry_at is not None and scene.now < known.retry_at:
-            return None
+        case WorkerState.CREATING if scene.now - known.since > CREATING_SECONDS:
+            return GiveUp(spec.id, _never_made(scene.now))
         case _ if scene.wanted is not Residency.HOT:
-            reason = "it is wanted asleep, and nothing is started in order to sleep"
-            return Wait(spec.id, reason) if (known.state, known.reason) != (WorkerState.WAITING, reason) else None
+            waits = (known.state, known.reason) == (WorkerState.WAITING, ASLEEP_IS_WANTED)
+            return None if waits else Wait(spec.id, ASLEEP_IS_WANTED)
         case _:
             return _start_if_memory_is_free(spec, known, scene)
+
+
+def _never_made(now: float) -> Failure:
+    """One try after the other to make a unit came to nothing, and none said why."""
+    message = f"its engine could not be made for {CREATING_SECONDS:g} s"
+    return Failure(kind=FailureKind.LAUNCH_FAILED, message=message, hint="see the manager's log", at=now)
 
 
 def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, scene: Scene) -> Action | None:
@@ -193,7 +192,7 @@ def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, scene: Scene) -> 
         return Wait(spec.id, turn) if known.reason != turn or known.state is not WorkerState.WAITING else None
     if not lacking:
         return Start(spec.id, spec)
-    if known.state is not WorkerState.WAITING or known.reason == "" or known.reason.startswith(TURN):
+    if known.state is not WorkerState.WAITING or known.reason == "" or waits_for_others(known.reason):
         return Wait(spec.id, lacking)
     if scene.now - known.since > WAITING_SECONDS:
         failure = Failure(
@@ -204,26 +203,3 @@ def _start_if_memory_is_free(spec: WorkerSpec, known: Tracked, scene: Scene) -> 
         )
         return GiveUp(spec.id, failure)
     return Wait(spec.id, lacking) if lacking != known.reason else None
-
-
-def next_deadline(tracked: Mapping[str, Tracked], limits: Limits, now: float) -> float | None:
-    """The Unix time at which a state's deadline next ends; None if none does.
-
-    One that ended a while ago is left out: what could follow from it has followed, and looking again at once would
-    not help.
-    """
-    lengths = {
-        WorkerState.WAITING: WAITING_SECONDS,
-        WorkerState.CREATING: CREATING_SECONDS,
-        WorkerState.LOADING: limits.load_seconds,
-    }
-    times = [
-        known.since + lengths[known.state]
-        for known in tracked.values()
-        if known.state in lengths and not known.reason.startswith(TURN)
-    ]
-    times += [known.retry_at for known in tracked.values() if known.retry_at is not None]
-    times += [
-        known.blocked_at + residency.BLOCKED_SECONDS for known in tracked.values() if known.blocked_at is not None
-    ]
-    return min((time for time in times if time > now - 1), default=None)

@@ -2,12 +2,11 @@
 
 from worker_manager.actions import Action, Collect, Hold, Sleep, Wake
 from worker_manager.contract import Failure, FailureKind, Residency, WorkerState
+from worker_manager.deadlines import BLOCKED_SECONDS
 from worker_manager.launchers.base import Unit
 from worker_manager.tracked import Tracked
 
 STATES = frozenset({WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP, WorkerState.WAKING})
-BLOCKED_SECONDS = 60.0
-"""How long a worker that should wake may lack the memory; then it is ended and started like any other."""
 
 
 def decide(known: Tracked, unit: Unit, wanted: Residency, *, lacking: str, turn: str, now: float) -> Action | None:

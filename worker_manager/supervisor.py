@@ -6,14 +6,14 @@ worker never holds up another. Events of the launcher start a pass at once; with
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from worker_manager import actions as act
-from worker_manager import causes, room
+from worker_manager import causes, deadlines, room, steps
 from worker_manager import reconcile as rules
 from worker_manager import tracked as life
 from worker_manager.adapters import Adapters
@@ -34,6 +34,7 @@ from worker_manager.launchers.base import (
     LauncherUnavailableError,
     Unit,
     UnitKind,
+    in_time,
 )
 from worker_manager.measuring import Measurements
 from worker_manager.policy import PolicyRefusal
@@ -49,6 +50,8 @@ SETTLE_SECONDS = 5.0
 USELESS_STOP_SECONDS = 3.0
 """For an engine that has no request to finish: vLLM does not listen to TERM while it loads."""
 LOG_LINES = 1000
+LOG_LOOKS = 60
+"""Looks at the log of an engine that loads, within the time that it has: whether it has given up and does not end."""
 
 logger = structlog.get_logger()
 
@@ -69,8 +72,7 @@ class Supervisor:
         *,
         engines: Path,
         models: Path,
-        load_seconds: float,
-        stop_seconds: float,
+        limits: deadlines.Limits,
         canary: Rhythm,
         sleeper: Sleeper,
         gpus: Callable[[dict[str, Unit]], Awaitable[tuple[Gpu, ...]]],
@@ -81,8 +83,8 @@ class Supervisor:
         self.generation = 0
         self.gpus: tuple[Gpu, ...] = ()
         self._launcher = launcher
-        self._limits = rules.Limits(load_seconds=load_seconds)
-        self._stop_seconds = stop_seconds
+        self._limits = limits
+        self._stop_seconds = limits.stop_seconds
         self._read_gpus = gpus
         self._on_units = on_units
         self._on_change = on_change
@@ -90,6 +92,7 @@ class Supervisor:
         self._units: dict[str, Unit] = {}
         self._actions: dict[str, asyncio.Task[None]] = {}
         self._measurements = Measurements(launcher)
+        self._lengths: Mapping[str, int] = {}
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._failing = False
@@ -102,6 +105,8 @@ class Supervisor:
             sleeper=sleeper,
             canary=canary,
             unit=self._unit,
+            log=lambda worker: launcher.log(worker, LOG_LINES),
+            log_seconds=limits.load_seconds / LOG_LOOKS,
             on_ready=self._measure,
             look_again=self.wake,
         )
@@ -196,7 +201,7 @@ class Supervisor:
             seconds = WAITING_PASS_SECONDS
         if self._failing:
             seconds = RETRY_SECONDS
-        deadline = rules.next_deadline(self._tracked, self._limits, time.time())
+        deadline = deadlines.next_one(self._tracked, self._limits, time.time())
         if deadline is not None:
             seconds = min(seconds, max(0.05, deadline - time.time() + 0.01))
         try:
@@ -245,47 +250,30 @@ class Supervisor:
             self._on_change()
 
     def _act(self, action: act.Action) -> None:
-        """What only changes state is done here; what calls the launcher or the engine becomes a task."""
-        now, known = time.time(), self._tracked.get(action.id)
+        """The state changes at once; what calls the launcher or the engine becomes a task."""
+        known = self._tracked.get(action.id)
+        after = steps.begun(action, known, time.time(), self._lengths)
+        self._set(action.id, after)
         match action:
-            case act.Adopt(id=worker, spec=spec, running=running):
+            case act.Adopt(id=worker, running=running):
                 logger.info("worker_adopted", worker=worker, running=running)
-                self._set(worker, life.adopted(spec, known, now, running=running))
-            case act.Track(id=worker, spec=spec):
-                self._set(worker, life.fresh(spec, now))
+            case act.Track():
                 self.wake()
-            case act.Forget(id=worker):
-                self._set(worker, None)
-            case act.Wait(id=worker, reason=reason) if known is not None:
-                self._set(worker, life.entered(known, WorkerState.WAITING, now, reason))
-            case act.GiveUp(id=worker, failure=failure) if known is not None:
-                self._set(worker, life.failed(known, failure, now))
-            case act.Hold(id=worker, reason=reason, blocked=blocked) if known is not None:
-                self._set(worker, life.held(known, now, reason, blocked=blocked))
-            case _:
-                self._begin(action, known, now)
-
-    def _begin(self, action: act.Action, known: Tracked | None, now: float) -> None:
-        match action:
-            case act.Start(id=worker, spec=spec) if known is not None:
-                self._set(worker, life.entered(known, WorkerState.CREATING, now))
-                self._spawn(worker, self._start(known, spec))
-            case act.Collect(id=worker) if known is not None:
-                # not STOPPING: the gateway would take it for leaving and ask for another, whose past is clean
-                self._set(worker, life.entered(known, WorkerState.WAITING, now, "died: its log is read"))
-                self._spawn(worker, self._collect(known, action))
-            case act.Sleep(id=worker, level=level) if known is not None:
-                falling = msgspec.structs.replace(life.entered(known, WorkerState.SLEEPING, now), level=level)
-                self._set(worker, falling)
-                self._spawn(worker, self._keeper.sleep(falling, self._units[worker]))
-            case act.Wake(id=worker) if known is not None:
-                waking = life.entered(known, WorkerState.WAKING, now)
-                self._set(worker, waking)
-                self._spawn(worker, self._keeper.wake(waking, self._units[worker]))
-            case act.Stop(id=worker, reason=reason):
-                if known is not None:
-                    self._set(worker, life.entered(known, WorkerState.STOPPING, now, reason))
+            case act.Stop(id=worker):
                 self._spawn(worker, self._stop(worker, self._grace(known)))
+            case _ if after is not None and known is not None:
+                self._begin(action, known, after)
+
+    def _begin(self, action: act.Action, known: Tracked, after: Tracked) -> None:
+        match action:
+            case act.Start(id=worker, spec=spec):
+                self._spawn(worker, self._start(known, spec))
+            case act.Collect(id=worker):
+                self._spawn(worker, self._collect(action))
+            case act.Sleep(id=worker):
+                self._spawn(worker, self._keeper.sleep(after, self._units[worker]))
+            case act.Wake(id=worker):
+                self._spawn(worker, self._keeper.wake(after, self._units[worker]))
 
     def _spawn(self, worker: str, action: Awaitable[None]) -> None:
         self._actions[worker] = asyncio.create_task(self._guard(worker, action), name=f"action-{worker}")
@@ -311,7 +299,9 @@ class Supervisor:
         logger.info("worker_starts", worker=spec.id, endpoint=spec.endpoint, gpus=spec.gpus)
         try:
             sleep = self._keeper.may_sleep(spec)
-            await self._launcher.start_worker(spec, self.generation, length=known.shortened, sleep=sleep)
+            # what is left of it after earlier tries that nobody can account for
+            async with asyncio.timeout(deadlines.CREATING_SECONDS - (time.time() - self._tracked[spec.id].since)):
+                await self._launcher.start_worker(spec, self.generation, length=known.shortened, sleep=sleep)
         except PolicyRefusal as refusal:
             failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
             logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
@@ -319,39 +309,53 @@ class Supervisor:
         except LauncherUnavailableError as error:
             logger.warning("worker_start_postponed", worker=spec.id, cause=str(error))
             self._set(spec.id, life.postponed(known, time.time(), str(error)))
-        except LauncherError as error:
-            logger.warning("worker_start_failed", worker=spec.id, cause=str(error))
-            self._set(spec.id, life.died(known, causes.of_launch(error), time.time()))
+        except (LauncherError, OSError) as error:
+            failure = causes.of_launch(error)
+            logger.warning("worker_start_failed", worker=spec.id, cause=failure.message)
+            self._set(spec.id, life.died(known, failure, time.time()))
         else:
             loading = life.entered(self._tracked[spec.id], WorkerState.LOADING, time.time(), "starting")
             self._set(spec.id, self._keeper.starting(loading))
 
-    async def _collect(self, known: Tracked, action: act.Collect) -> None:
+    async def _collect(self, action: act.Collect) -> None:
         try:
-            lines: tuple[str, ...] = ()
-            if action.unit is not None:
-                if action.unit.running:
-                    await self._launcher.stop(action.id, 0.0)
-                lines = await self._launcher.log(action.id, LOG_LINES)
-                await self._launcher.remove(action.id)
-        except LauncherError:
-            self._set(action.id, known)  # as it was, so that the next pass comes to the same end
+            async with in_time(self._stop_seconds + deadlines.ENDING_SECONDS):
+                failure = await self._diagnosed(action)
+                if action.unit is not None:
+                    # the log goes with the unit: what it said has to outlive a removal that fails
+                    self._set(action.id, life.condemned(self._tracked[action.id], failure))
+                    await self._launcher.remove(action.id)
+        except LauncherError as error:
+            self._board.say(action.id, f"died, and what is left of it can't be removed yet: {error}")
             raise
         self._keeper.forget(action.id)
-        now, was_ready = time.time(), known.state in life.SERVED
-        ready_seconds = now - known.since if was_ready else 0.0
-        known, unable = (known, None) if was_ready else self._keeper.blame_sleep(known, lines)
-        action = msgspec.structs.replace(action, failure=unable or action.failure)
-        failure = causes.of_death(action, lines, was_ready=was_ready, now=now)
+        dead = self._tracked[action.id]
         logger.warning("worker_died", worker=action.id, kind=failure.kind, cause=failure.message)
-        after = life.died(known, failure, now, ready_seconds)
-        if after.shortened != known.shortened:
+        after = life.died(dead, failure, time.time(), dead.served or 0.0)
+        if after.shortened != dead.shortened:
             logger.warning("worker_repaired", worker=action.id, max_model_len=after.shortened)
         self._set(action.id, after)
 
+    async def _diagnosed(self, action: act.Collect) -> Failure:
+        """End what still runs, and read why it died. Raises `LauncherError`."""
+        lines: tuple[str, ...] = ()
+        if action.unit is not None:
+            if action.unit.running:
+                await self._launcher.stop(action.id, 0.0)
+            lines = await self._launcher.log(action.id, LOG_LINES)
+        dead = self._tracked[action.id]
+        unable = None if dead.served else self._keeper.blame_sleep(dead, lines)
+        told = msgspec.structs.replace(action, failure=unable or action.failure)
+        return causes.of_death(told, lines, was_ready=bool(dead.served), now=time.time())
+
     async def _stop(self, worker: str, grace_seconds: float) -> None:
-        await self._launcher.stop(worker, grace_seconds)
-        await self._launcher.remove(worker)
+        try:
+            async with in_time(self._stop_seconds + deadlines.ENDING_SECONDS):
+                await self._launcher.stop(worker, grace_seconds)
+                await self._launcher.remove(worker)
+        except LauncherError as error:
+            self._board.say(worker, f"can't be stopped yet: {error}")
+            raise
         self._keeper.forget(worker)
         logger.info("worker_stopped", worker=worker)
         self._set(worker, None)
@@ -367,6 +371,8 @@ class Supervisor:
         return self._units.get(worker)
 
     def _changed(self, worker: str, known: Tracked | None) -> None:
+        if known is not None:
+            self._lengths = life.remembered(self._lengths, known)
         if known is None or known.state not in life.SERVED:
             self._measurements.forget(worker)
         self._check_settled()

@@ -1,6 +1,7 @@
 """What the supervisor knows of a worker, and what becomes of it. Pure: every change gives a new `Tracked`."""
 
 import hashlib
+from collections.abc import Mapping
 
 import msgspec
 
@@ -31,12 +32,16 @@ LENGTH_MARGIN = 0.98
 LENGTH_STEP = 16
 LENGTH_LEAST = 1024
 """Tokens below which a shorter context is no help."""
+MOMENT_SECONDS = 0.001
+"""What one has served at least that was READY, by a clock that stood still."""
 BUSY_RETRY_SECONDS = 5.0
 """Between two tries to let a worker sleep that still had requests."""
 FOUND_RUNNING = "found running"
 """The reason of an adopted worker until its first probe has answered."""
 TURN = "waits for its turn"
 """How the reason begins of a worker that waits for another's load; that load has a deadline, the wait has none."""
+ASLEEP_IS_WANTED = "it is wanted asleep, and nothing is started in order to sleep"
+"""The reason of a worker that has nothing to do until it is wanted awake."""
 ALIVE = frozenset(
     {WorkerState.LOADING, WorkerState.READY, WorkerState.SLEEPING, WorkerState.ASLEEP, WorkerState.WAKING}
 )
@@ -76,30 +81,40 @@ class Tracked(msgspec.Struct, frozen=True, kw_only=True):
     """Since when it should wake and lacks the memory."""
     condemned: Failure | None = None
     """It runs and is to be replaced, for this reason."""
+    served: float | None = None
+    """While it is dead and its unit is still there: for how many seconds it had served."""
     shortened: int | None = None
     """The context length that its engine is started with, whatever the spec says: what it had said would fit."""
 
 
-def fresh(spec: WorkerSpec, now: float) -> Tracked:
-    """A worker without a past."""
-    return Tracked(spec=spec, spec_hash=spec_hash(spec), state=WorkerState.WAITING, since=now)
+def fresh(spec: WorkerSpec, now: float, length: int | None = None) -> Tracked:
+    """A worker without a past. `length`: the context length that was found to fit such a one before."""
+    return Tracked(spec=spec, spec_hash=spec_hash(spec), state=WorkerState.WAITING, since=now, shortened=length)
 
 
-def adopted(spec: WorkerSpec, before: Tracked | None, now: float, *, running: bool) -> Tracked:
-    """A worker whose unit was found; its past is kept where there is one."""
+def adopted(
+    spec: WorkerSpec, before: Tracked | None, now: float, *, running: bool, length: int | None = None
+) -> Tracked:
+    """A worker whose unit was found; its past is kept where there is one. `length`: as the unit remembers it."""
     state = WorkerState.LOADING if running else WorkerState.BACKOFF
     reason = FOUND_RUNNING if running else "found dead"
     found = entered(before or fresh(spec, now), state, now, reason)
-    return msgspec.structs.replace(found, spec=spec, spec_hash=spec_hash(spec), since=now)
+    shortened = length or found.shortened
+    return msgspec.structs.replace(found, spec=spec, spec_hash=spec_hash(spec), since=now, shortened=shortened)
+
+
+def waits_for_others(reason: str) -> bool:
+    """Whether a WAITING worker waits for what has a deadline of its own, or for a wish, and not for memory."""
+    return reason.startswith(TURN) or reason == ASLEEP_IS_WANTED
 
 
 def entered(known: Tracked, state: WorkerState, now: float, reason: str = "") -> Tracked:
     """The same worker in another state; `since` moves only if the state is another."""
-    # a wait for a turn has no deadline of its own, so what is waited for after it starts afresh
-    is_turn = known.reason.startswith(TURN) and not reason.startswith(TURN)
-    since = known.since if known.state is state and not (is_turn and state is WorkerState.WAITING) else now
+    # a wait for others has no deadline of its own, so what is waited for after it starts afresh
+    is_fresh = state is WorkerState.WAITING and waits_for_others(known.reason) and not waits_for_others(reason)
+    since = known.since if known.state is state and not is_fresh else now
     return msgspec.structs.replace(
-        known, state=state, since=since, reason=reason, retry_at=None, blocked_at=None, condemned=None
+        known, state=state, since=since, reason=reason, retry_at=None, blocked_at=None, condemned=None, served=None
     )
 
 
@@ -130,6 +145,20 @@ def condemned(known: Tracked, failure: Failure) -> Tracked:
     return msgspec.structs.replace(known, condemned=failure)
 
 
+def collected(known: Tracked, failure: Failure | None, now: float) -> Tracked:
+    """It is dead, or ended for this reason: WAITING until its log is read and its unit removed.
+
+    Not STOPPING: the gateway would take it for leaving and ask for another, whose past is clean.
+    """
+    ready_seconds = max(now - known.since, MOMENT_SECONDS) if known.state in SERVED else 0.0
+    served = ready_seconds if known.served is None else known.served
+    reason = known.reason if known.served is not None else "died: its log is read"
+    waiting = entered(known, WorkerState.WAITING, now, reason)
+    # a wait for a turn or for memory before is another one
+    since = waiting.since if known.served is not None else now
+    return msgspec.structs.replace(waiting, since=since, condemned=failure, served=served)
+
+
 def postponed(known: Tracked, now: float, reason: str) -> Tracked:
     """Not the worker's fault: another try soon, no death counted."""
     waiting = entered(known, WorkerState.BACKOFF, now, reason)
@@ -150,7 +179,7 @@ def died(known: Tracked, failure: Failure, now: float, ready_seconds: float = 0.
     """
     if failure.kind in RECYCLED_KINDS:
         anew = entered(known, WorkerState.WAITING, now)
-        return msgspec.structs.replace(anew, failure=failure, level=Residency.HOT)
+        return msgspec.structs.replace(anew, since=now, failure=failure, level=Residency.HOT)
     recent = () if ready_seconds >= HEALTHY_SECONDS else known.deaths
     deaths = (*(at for at in recent if now - at < DEATHS_WINDOW_SECONDS), now)
     counted = msgspec.structs.replace(known, deaths=deaths)
@@ -179,11 +208,26 @@ def _length_instead(known: Tracked, failure: Failure) -> int | None:
     return length if length >= LENGTH_LEAST else None
 
 
-def repair(known: Tracked) -> str:
-    """What was changed so that it serves, as a sentence; empty where nothing was."""
+def remembered(lengths: Mapping[str, int], known: Tracked) -> Mapping[str, int]:
+    """The context lengths that were found to fit, by hash of the spec: the next worker like it is spared a death."""
     if known.shortened is None:
-        return ""
-    return f"max_model_len was lowered to {known.shortened}: more does not fit into the KV cache"
+        return lengths
+    others = {spec: length for spec, length in lengths.items() if spec != known.spec_hash}
+    return others if _in_vain(known) else {**others, known.spec_hash: known.shortened}
+
+
+def _in_vain(known: Tracked) -> bool:
+    """Whether it was started with a shorter context and that did not fit either."""
+    why = known.failure.kind if known.failure is not None else None
+    return known.state is WorkerState.FAILED and why is FailureKind.KV_CACHE_TOO_SMALL
+
+
+def said(known: Tracked) -> str:
+    """Its reason, and what was changed so that it serves."""
+    if known.shortened is None or known.state is WorkerState.BACKOFF:
+        return known.reason
+    repair = f"max_model_len was lowered to {known.shortened}: more does not fit into the KV cache"
+    return f"{known.reason}; {repair}" if known.reason else repair
 
 
 def backoff_seconds(worker: str, deaths: int) -> float:
@@ -215,7 +259,8 @@ def observed(
         residency=warmth,
         since=known.since,
         socket=f"{known.spec.id}/{ENGINE_SOCKET}",
-        reason=known.reason or repair(known),
+        reason=said(known),
+        shortened=known.shortened,
         restarts=known.restarts,
         retry_at=known.retry_at if known.state is WorkerState.BACKOFF else None,
         failure=known.failure,

@@ -25,6 +25,8 @@ class WorkerView(msgspec.Struct, frozen=True, kw_only=True):
     """It is made as the endpoint was served before its last change, and serves until a successor does."""
     on_trial: bool = False
     """It is the first of a change and has not answered the gateway's own request yet: it gets no other."""
+    max_model_len: int | None = None
+    """The context length that its engine was started with; None: the model's own."""
     reason: str = ""
     failure: Failure | None = None
 

@@ -25,7 +25,7 @@ class Faults:
     slow_load: float = 0.0
     """Seconds added to the load."""
     crash_at_load: str | None = None
-    """A kind in `failures.TRACEBACKS`: its traceback is printed and the engine ends with status 1."""
+    """A kind in `failures.TRACEBACKS`: its traceback is printed and the engine ends with status 1 (or hangs)."""
     crash_with_sleep_mode: bool = False
     """An engine that is started with `--enable-sleep-mode` ends so in the middle of its load."""
     crash_after_requests: int | None = None

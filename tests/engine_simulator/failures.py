@@ -1,5 +1,6 @@
 """How vLLM dies at its start: the last lines of its log, by kind, worded as the engine words them."""
 
+import signal
 import sys
 from typing import NoReturn
 
@@ -52,6 +53,7 @@ TRACEBACKS = {
         "https://huggingface.co/meta-llama/Llama-3.1-8B-Instruct/resolve/main/config.json.\nAccess to model "
         "meta-llama/Llama-3.1-8B-Instruct is restricted. You must have access to it and be authenticated to access it."
     ),
+    "cache_full": "torch._inductor.exc.InductorError: OSError: [Errno 28] No space left on device",
     "driver": (
         "RuntimeError: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU"
         " driver by downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
@@ -93,12 +95,26 @@ def crash_at_load(kind: str) -> NoReturn:
             "usage: vllm serve [model_tag] [options]\nvllm serve: error: unrecognized arguments: --no-such\n"
         )
         raise SystemExit(EXIT_BAD_FLAG)
+    if kind == "cache_full":
+        hang(TRACEBACKS[kind])
     die(TRACEBACKS.get(kind, f"RuntimeError: simulated failure: {kind}"))
+
+
+def hang(text: str) -> NoReturn:
+    """Print the core's traceback that ends in `text`, and stay for ever: what vLLM does whose compile cache is full."""
+    sys.stderr.write(core_traceback(text))
+    sys.stderr.flush()
+    while True:
+        signal.pause()
+
+
+def core_traceback(text: str) -> str:
+    """What the engine's core says last."""
+    return _CORE_TRACEBACK + "".join(f"ERROR [core.py:1207] {line}\n" for line in text.splitlines())
 
 
 def die(text: str) -> NoReturn:
     """Print a traceback that ends in `text`, then the frontend's own, and exit with status 1."""
-    cause = "".join(f"ERROR [core.py:1207] {line}\n" for line in text.splitlines())
-    sys.stderr.write(_CORE_TRACEBACK + cause + _FRONT_TRACEBACK)
+    sys.stderr.write(core_traceback(text) + _FRONT_TRACEBACK)
     sys.stderr.flush()
     raise SystemExit(EXIT_FAILED)

@@ -207,6 +207,19 @@ def test_an_engine_that_dies_at_every_load_is_told_after_its_second_death(stack:
     stack.client.delete("/api/endpoints/dying")
 
 
+def test_a_context_that_does_not_fit_is_shortened_while_the_request_waits_and_the_endpoint_says_so(
+    stack: Stack, client: openai.OpenAI
+) -> None:
+    stack.endpoint("wide", Simulation(kv_mib=64, kv_kib_per_token=16))
+    assert client.chat.completions.create(model="wide", messages=MESSAGES).choices[0].message.content
+    status = stack.status("wide")
+    assert status["state"] == "hot"
+    assert "max_model_len was lowered to 4000" in status["reason"]
+    assert status["workers"][0]["max_model_len"] == 4000
+    assert stack.client.get("/v1/models/wide").json()["hostler"]["max_model_len"] == 4000
+    stack.client.delete("/api/endpoints/wide")
+
+
 def test_a_stream_that_waited_for_an_engine_that_cannot_load_ends_with_the_diagnosis(
     stack: Stack, client: openai.OpenAI
 ) -> None:

@@ -163,8 +163,27 @@ def test_a_context_that_does_not_fit_is_shortened_once_where_nobody_asked_for_a_
     assert "max_model_len was lowered to 4000" in ready.reason
     assert ready.failure is not None
     assert ready.failure.kind is FailureKind.KV_CACHE_TOO_SMALL
-    assert ready.restarts == 1
+    assert (ready.restarts, ready.shortened) == (1, 4000)
     assert "--max-model-len=4000" in Path(f"/proc/{machine.pid()}/cmdline").read_text()
+
+
+def test_what_was_shortened_is_known_to_the_next_manager_and_to_the_next_worker(machine: Machine) -> None:
+    machine.add_model("wide", kv_mib=64, kv_kib_per_token=16)
+    manager = machine.start()
+    machine.send(spec(model="local/wide"))
+    machine.wait_for(WorkerState.READY)
+    pid = machine.pid()
+    manager.kill()
+    machine.start()
+    machine.send(spec(model="local/wide"))
+    adopted = machine.wait_for(WorkerState.READY)
+    assert (machine.pid(), adopted.shortened) == (pid, 4000)
+    assert "max_model_len was lowered to 4000" in adopted.reason
+    machine.send()
+    machine.wait_until_gone()
+    machine.send(spec("w2", model="local/wide"))
+    again = machine.wait_for(WorkerState.READY, "w2")
+    assert (again.restarts, again.shortened) == (0, 4000)
 
 
 def test_a_length_that_was_asked_for_is_never_changed(machine: Machine) -> None:
@@ -183,6 +202,19 @@ def test_a_load_that_takes_too_long_is_cut_off(machine: Machine) -> None:
     late = machine.wait_for(WorkerState.BACKOFF)
     assert late.failure is not None
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
+
+
+def test_an_engine_that_has_given_up_its_load_and_hangs_is_ended_long_before_its_deadline_with_the_cause(
+    machine: Machine,
+) -> None:
+    machine.add_model("full", faults={"crash_at_load": "cache_full"})
+    machine.start(HOSTLER_LOAD_SECONDS="60")
+    machine.send(spec(model="local/full"))
+    late = machine.wait_for(WorkerState.BACKOFF)
+    assert late.failure is not None
+    assert late.failure.kind is FailureKind.DISK_FULL
+    assert "HOSTLER_CACHE" in late.failure.hint
+    assert any("No space left on device" in line for line in late.failure.log_tail)
 
 
 def test_one_worker_that_stops_slowly_holds_up_no_other(machine: Machine) -> None:

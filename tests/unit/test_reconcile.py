@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker_manager import actions as act
+from worker_manager import deadlines, room, steps
 from worker_manager import reconcile as rules
-from worker_manager import room
 from worker_manager import tracked as life
 from worker_manager.contract import (
     DesiredSet,
@@ -25,7 +25,7 @@ from worker_manager.engines.last_words import PERMANENT_KINDS
 from worker_manager.launchers.base import Unit, UnitKind
 
 NOW = 1_000_000.0
-LIMITS = rules.Limits(load_seconds=100)
+LIMITS = deadlines.Limits(load_seconds=100)
 ENDPOINTS = ("a", "b", "c")
 
 
@@ -281,6 +281,62 @@ def test_no_other_context_is_shortened(change: dict[str, Any], why: Failure) -> 
     assert (known.state, known.shortened) == (WorkerState.FAILED, None)
 
 
+def test_a_unit_that_cannot_be_removed_is_tried_again_with_what_is_known_of_its_death() -> None:
+    wanted, why = spec(), failure(FailureKind.HUNG)
+    found = unit(wanted)
+    served = tracked(wanted, WorkerState.READY, condemned=why)
+    dead = steps.begun(act.Collect("w1", why, found), served, NOW + 7)
+    assert dead is not None
+    assert (dead.state, dead.served, dead.since) == (WorkerState.WAITING, 7, NOW + 7)
+    for units in ([found], [unit(wanted, running=False)], []):
+        (again,) = decide(desired(wanted), {"w1": dead}, units, now=NOW + 30)
+        assert isinstance(again, act.Collect)
+        assert again.failure == why
+        later = steps.begun(again, dead, NOW + 30)
+        assert later is not None
+        assert (later.served, later.since, later.reason) == (7, NOW + 7, "died: its log is read")
+    after = life.died(dead, why, NOW + 40, 7)
+    assert (after.state, after.retry_at, after.served) == (WorkerState.BACKOFF, NOW + 40, None)
+
+
+def test_a_stop_that_failed_keeps_the_reason_of_its_failure() -> None:
+    stopping = tracked(spec(), WorkerState.STOPPING, reason="can't be stopped yet: Docker is away")
+    again = steps.begun(act.Stop("w1", "a stop before did not succeed"), stopping, NOW + 5)
+    assert again == stopping
+
+
+def test_an_engine_that_cannot_be_made_and_nobody_says_why_is_given_up_after_its_deadline() -> None:
+    wanted = spec()
+    known = {"w1": tracked(wanted, WorkerState.CREATING)}
+    assert decide(desired(wanted), known, now=NOW + 119) == [act.Start("w1", wanted)]
+    (given_up,) = decide(desired(wanted), known, now=NOW + 121)
+    assert isinstance(given_up, act.GiveUp)
+    assert given_up.failure.kind is FailureKind.LAUNCH_FAILED
+
+
+def test_a_worker_that_waited_asleep_has_its_whole_time_to_wait_for_memory_once_it_is_wanted() -> None:
+    wanted = on_card()
+    waiting = life.entered(life.fresh(wanted, NOW), WorkerState.WAITING, NOW, life.ASLEEP_IS_WANTED)
+    (wait,) = decide(desired(wanted), {"w1": waiting}, gpus=(card(used=900, foreign=900),), now=NOW + 600)
+    assert isinstance(wait, act.Wait)
+
+
+def test_a_shorter_context_is_remembered_by_the_unit_and_for_the_next_worker_like_it() -> None:
+    wanted = spec()
+    found = msgspec.structs.replace(unit(wanted), length=4000)
+    (adopt,) = decide(None, {}, [found])
+    known = steps.begun(adopt, None, NOW)
+    assert known is not None
+    assert known.shortened == 4000
+    lengths = life.remembered({}, known)
+    other, another = spec("w2"), spec("w3", max_model_len=64)
+    next_one, different = (steps.begun(act.Track(one.id, one), None, NOW, lengths) for one in (other, another))
+    assert (next_one and next_one.shortened, different and different.shortened) == (4000, None)
+    in_vain = life.died(life.entered(known, WorkerState.LOADING, NOW), too_long(), NOW)
+    assert in_vain.state is WorkerState.FAILED
+    assert life.remembered(lengths, in_vain) == {}
+
+
 def test_a_launcher_that_does_not_answer_costs_no_death() -> None:
     known = life.postponed(tracked(spec(), WorkerState.CREATING), NOW, "Docker is away")
     assert (known.state, known.deaths, known.retry_at) == (WorkerState.BACKOFF, (), NOW + 5)
@@ -350,7 +406,7 @@ def test_a_sleeper_that_lacks_memory_says_so_and_is_replaced_when_that_does_not_
     blocked = {"w1": life.held(known["w1"], NOW, hold.reason, blocked=True)}
     assert decide(desired(wanted), blocked, [unit(wanted)], gpus=(full,), now=NOW + 59) == []
     assert isinstance(decide(desired(wanted), blocked, [unit(wanted)], gpus=(full,), now=NOW + 61)[0], act.Collect)
-    assert rules.next_deadline(blocked, LIMITS, NOW) == NOW + 60
+    assert deadlines.next_one(blocked, LIMITS, NOW) == NOW + 60
 
 
 def test_a_sleeper_counts_for_what_it_holds_and_two_never_wake_into_the_same_memory() -> None:
@@ -394,7 +450,7 @@ def test_nothing_is_started_in_order_to_sleep() -> None:
     assert isinstance(wait, act.Wait)
     waiting = {"w1": life.entered(life.fresh(wanted, NOW), WorkerState.WAITING, NOW, wait.reason)}
     assert decide(sleep, waiting, now=NOW + 600) == []
-    assert rules.next_deadline(waiting, LIMITS, NOW + 600) is None
+    assert deadlines.next_one(waiting, LIMITS, NOW + 600) is None
     assert decide(desired(wanted), waiting, now=NOW + 600) == [act.Start("w1", wanted)]
 
 
@@ -565,7 +621,7 @@ def test_one_engine_at_a_time_loads_on_a_card_however_long_that_takes() -> None:
     }
     later = msgspec.structs.replace(unit(loading), created_at=NOW + 90)
     assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == []
-    assert rules.next_deadline({"w1": known["w1"]}, LIMITS, NOW) is None
+    assert deadlines.next_one({"w1": known["w1"]}, LIMITS, NOW) is None
     known["w0"] = tracked(loading, WorkerState.READY)
     assert decide(desired(loading, wanted), known, [later], gpus=cards, now=NOW + 99) == [act.Start("w1", wanted)]
     full = (card(used=900, foreign=900),)

@@ -4,6 +4,8 @@ A *unit* is one container or one process group that Hostler started: a worker or
 and raises a `LauncherError` when its time is up; a launcher never waits for ever.
 """
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from enum import StrEnum
 from typing import Protocol
@@ -24,6 +26,16 @@ class LauncherError(Exception):
 
 class LauncherUnavailableError(LauncherError):
     """The launcher itself does not answer (Docker Engine gone or hung); the unit is not to blame."""
+
+
+@contextlib.asynccontextmanager
+async def in_time(seconds: float) -> AsyncIterator[None]:
+    """A limit for several calls together. Raises `LauncherUnavailableError`."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise LauncherUnavailableError(f"not done within {seconds:g} s") from error
 
 
 class ImageMissingError(LauncherError):
@@ -54,6 +66,8 @@ class Unit(msgspec.Struct, frozen=True, kw_only=True):
     """Created only: whoever was starting it ended between the two steps."""
     worker: WorkerSpec | None = None
     download: DownloadSpec | None = None
+    length: int | None = None
+    """The context length that its engine was started with instead of the spec's."""
     model: str = ""
     """What a reader reads, relative to the models folder."""
     generation: int = 0
@@ -82,7 +96,7 @@ class Launcher(Protocol):
     ) -> None:
         """Make the worker's socket folder, create and start its unit. Raises `LauncherError`, `PolicyRefusal`.
 
-        `length`: the context length that the engine gets instead of the spec's; the unit remembers the spec as it is.
+        `length`: the context length that the engine gets instead of the spec's; the unit remembers both.
         `sleep`: it may be started with sleep mode, where nothing else speaks against that.
         """
         ...

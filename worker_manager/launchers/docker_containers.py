@@ -170,15 +170,17 @@ def read_labels(labels: Mapping[str, str], *, fallback_id: str, created_at: floa
         else:
             download = msgspec.json.decode(spec, type=DownloadSpec)
         generation = int(labels.get(policy.LABEL_GENERATION, "0"))
+        length = int(labels[policy.LABEL_LENGTH]) if policy.LABEL_LENGTH in labels else None
     except (msgspec.DecodeError, ValueError) as error:
         logger.warning("labels_unreadable", unit=fallback_id, cause=str(error))
-        worker, download, generation = None, None, 0
+        worker, download, generation, length = None, None, 0, None
     return Unit(
         id=worker.id if worker is not None else fallback_id,
         kind=kind,
         running=False,
         created_at=created_at,
         worker=worker,
+        length=length,
         download=download,
         generation=generation,
     )

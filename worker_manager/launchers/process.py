@@ -48,6 +48,7 @@ class UnitFile(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     generation: int = 0
     worker: WorkerSpec | None = None
+    length: int | None = None
     download: DownloadSpec | None = None
     model: str = ""
 
@@ -93,7 +94,7 @@ class ProcessLauncher:
             raise policy.PolicyRefusal("this machine serves without containers, so an image can't be chosen")
         totals = self._gpu_totals()
         policy.check_spec(spec, totals, self._device())
-        resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, spec.model)
+        resolved = await model_folder.in_time(lambda: model_folder.resolve(self._settings.models, spec.model))
         model = policy.check_model_folder(spec, resolved)
         sleep = sleep_rules.may_start(spec, self._settings.engine_env, enabled=self._settings.sleep and sleep)
         folder = self._settings.engines / spec.id
@@ -119,6 +120,7 @@ class ProcessLauncher:
             created_at=time.time(),
             generation=generation,
             worker=spec,
+            length=length,
         )
         await asyncio.to_thread(self._spawn, unit, command, self._engine_environment(spec, sleep=sleep))
 
@@ -330,6 +332,7 @@ class ProcessLauncher:
             created_at=file.created_at,
             exit_code=None if running else self._exits.get((file.pid, file.started)),
             worker=file.worker,
+            length=file.length,
             download=file.download,
             model=file.model,
             generation=file.generation,

@@ -171,14 +171,14 @@ async def test_the_engines_socket_is_closed_to_others(launcher: DockerLauncher, 
 
 async def test_a_unit_is_read_back_from_its_labels(launcher: DockerLauncher, settings: Settings) -> None:
     wanted = spec(max_model_len=64, args={"enforce-eager": True})
-    await launcher.start_worker(wanted, 5)
+    await launcher.start_worker(wanted, 5, length=48)
     again = make(settings)
     try:
         found = await unit_of(again)
     finally:
         await again.close()
     assert found is not None
-    assert (found.worker, found.generation, found.running) == (wanted, 5, True)
+    assert (found.worker, found.generation, found.length, found.running) == (wanted, 5, 48, True)
 
 
 async def test_a_stop_is_proven_and_frees_the_name_twenty_times(launcher: DockerLauncher) -> None:

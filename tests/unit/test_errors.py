@@ -1,6 +1,7 @@
 """Every error of the gateway: a status, a type, a code, and the one shape."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -27,6 +28,13 @@ def test_every_error_has_a_status_a_type_and_a_code(kind: type[GatewayError]) ->
     assert kind.type.endswith("_error")
     assert kind.code == kind.code.lower()
     assert kind.__doc__
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_error_is_documented_with_its_status_and_its_code(kind: type[GatewayError]) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+    rows = [line.split("|") for line in text.splitlines() if line.startswith(f"| {kind.status} |")]
+    assert any(f"`{kind.code}`" in row[2] for row in rows)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -24,6 +24,9 @@ def wait(seconds: float, trouble: Callable[[], str | None], tail: Callable[[], s
         if status == OK:
             _clear()
             say(f"   ready after {passed:.1f} s")
+            for part, state in (body["parts"] if isinstance(body, dict) else {}).items():
+                if state != "ok":
+                    warn(f"{part}: {state}")
             return passed
         why = "the gateway does not answer yet" if status == 0 else _reason(body)
         problem = trouble() or (f"not ready after {seconds:.0f} s: {why}" if passed > seconds else None)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.support.compose import ROOT, ComposeProject, project
+from tests.support.page_cache import resident, write_cold
 from tests.support.simulated_engine import model_folder
 from tests.support.waiting import wait_until
 from tests.testbed.simulated_gpus.host import SYSTEM_FOLDER, SimulatedHost, cards
@@ -175,6 +176,35 @@ def test_a_request_starts_an_engine_that_is_fenced_in_and_reaches_nothing(live: 
     mounts = {mount["Source"]: mount["RW"] for mount in engine["Mounts"]}
     assert mounts[str(live.models / "local" / "tiny")] is False
     assert not [source for source in mounts if "docker.sock" in source or source == str(live.models)]
+
+
+def kinds(live: ComposeProject) -> set[str]:
+    """What kinds of containers there are."""
+    return {one["Config"]["Labels"]["dev.hostler.kind"] for one in live.workers()}
+
+
+def is_big(worker: str) -> bool:
+    """Whether a worker's id is one of the endpoint with weights."""
+    return worker.startswith("big-")
+
+
+def test_weights_are_read_ahead_by_a_container_of_its_own_and_stay_in_the_page_cache(live: ComposeProject) -> None:
+    weights = model_folder(live.models / "local" / "big") / "model.safetensors"
+    weights.with_name("simulator.json").write_text('{"load_seconds": 60}')
+    write_cold(weights, 72)
+    weights.chmod(0o644)
+    with httpx.Client(base_url=live.url, headers={"Authorization": f"Bearer {live.key}"}, timeout=60) as client:
+        client.post("/api/endpoints", json={"name": "big", "model": "local/big"}).raise_for_status()
+        client.post("/api/endpoints/big/start").raise_for_status()
+        wait_until(lambda: '"prefetch_ended"' in live.logs("worker_manager"), "it was read", seconds=60, interval=0.2)
+        (told,) = [line for line in live.logs("worker_manager").splitlines() if '"prefetch_ended"' in line]
+        assert '"read_mib": 72' in told, live.logs("worker_manager")
+        assert resident(weights) > 0.9, "the container that has read it is gone"
+        wait_until(lambda: kinds(live) == {"worker"}, "no other container is left", seconds=20, interval=0.2)
+        client.delete("/api/endpoints/big").raise_for_status()
+        wait_until(
+            lambda: not [one for one in live.engines() if one.startswith("big-")], "its engine is gone", seconds=60
+        )
 
 
 @pytest.mark.parametrize("service", ["gateway", "worker_manager"])

@@ -127,6 +127,7 @@ def test_a_new_manager_finds_what_is_loaded_and_loads_nothing_twice(stack: Stack
 
 
 def test_a_broken_adapter_says_so_and_its_base_goes_on_serving(stack: Stack) -> None:
+    say(stack, BASE)
     folder = adapter_folder(stack.models / "local" / "broken", seed=5)
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])  # its header is whole, so that registration can't know
@@ -172,6 +173,7 @@ def test_names_of_adapters_are_nobody_elses(stack: Stack) -> None:
 
 
 def test_adapters_are_models_of_their_endpoint_to_whoever_may_use_it(stack: Stack) -> None:
+    say(stack, "red")
     stack.endpoint("private")
     made = stack.client.post(
         "/api/keys", json={"name": "guest", "scopes": ["inference"], "endpoints": ["private"]}

@@ -32,11 +32,10 @@ def check_nesting(body: bytes, limit: int) -> bool:
     arrays = brackets_within(body, limit)
     if arrays is not None:
         return arrays > 1
-    if len(body) <= OPENED_LIMIT and body.count(b"{") + body.count(b"[") <= CONTAINERS:
-        deep = _is_deep(body, limit)
-    else:
-        deep = _counted(body) > limit
-    if deep:
+    # each takes two bytes, so a short body need not be counted through
+    few = len(body) <= 2 * CONTAINERS or body.count(b"{") + body.count(b"[") <= CONTAINERS
+    opened = few and len(body) <= OPENED_LIMIT
+    if _is_deep(body, limit) if opened else _counted(body) > limit:
         raise BadRequest(
             f"The body is nested too deeply: at most {limit} arrays and objects may stand in each other "
             "(HOSTLER_MAX_JSON_DEPTH)"

@@ -168,7 +168,7 @@ class Saboteur:
 
     async def _crashed(self, one: Injection) -> None:
         """In the middle of an answer."""
-        await self._target(one, "ready")
+        await self._target(one, "ready", fits=self._is_alone)
         one.at = time.time()
         self._machine.order(one.endpoint, Faults(crash_after_requests=0), one.at)
         self._ask_for(one.endpoint)
@@ -184,7 +184,7 @@ class Saboteur:
     # hang
 
     async def _hung(self, one: Injection) -> None:
-        await self._target(one, "ready")
+        await self._target(one, "ready", fits=self._is_alone)
         one.at = time.time()
         self._machine.order(one.endpoint, Faults(hang_with_green_health=True), one.at)
         self._ask_for(one.endpoint)
@@ -263,6 +263,12 @@ class Saboteur:
         await self._find_death(one, "sleep_failed", seconds=2 * FIND_SECONDS)
         if one.found_at is None:
             raise Missed("it was never told to sleep")
+
+    def _is_alone(self, worker: Json) -> bool:
+        """What is ordered for a model's engines meets all of them that run."""
+        return bool(
+            sum(other["spec"]["endpoint"] == worker["spec"]["endpoint"] for other in self._witness.workers) == 1
+        )
 
     def _will_sleep(self, worker: Json) -> bool:
         model = self._machine.models[worker["spec"]["endpoint"]]

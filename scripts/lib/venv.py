@@ -1,10 +1,13 @@
 """Virtual environments of the checkout: made once, brought up to date when the locked requirements change."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from lib.console import ROOT, Problem, answer, do, say, step
@@ -28,6 +31,19 @@ def ensure(*names: str, instead: tuple[str, ...] = ()) -> Path:
     """
     if os.environ.get("HOSTLER_PYTHON"):
         return python()
+    with _alone():
+        return _up_to_date(names, instead)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Two scripts at once must not make one environment; the second waits for the first."""
+    with (ROOT / "scripts").joinpath("lib", "venv.py").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _up_to_date(names: tuple[str, ...], instead: tuple[str, ...]) -> Path:
     wanted = _stamp(names)
     stamp = MAIN / STAMP
     found = stamp.read_text(encoding="ascii") if stamp.exists() else ""

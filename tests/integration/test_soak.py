@@ -171,7 +171,8 @@ class House:
 
 @pytest.fixture(scope="module")
 def house() -> Iterator[House]:
-    with running_stack() as stack:
+    # the crowd sends made-up keys, all from one address, and test_sign_ins shows what that comes to
+    with running_stack({"HOSTLER_SIGN_INS_PER_MINUTE": "100000"}) as stack:
         yield House(stack)
 
 

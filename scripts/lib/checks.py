@@ -134,7 +134,7 @@ def run(words: list[str]) -> int:
         say("\n-- images of gateway, worker manager and engine simulator")
         docker = build_images()
     missing = gaps(wanted, docker)
-    env = dict(os.environ, HOSTLER_TEST_REQUIRE=",".join(options.require))
+    env = dict(os.environ, HOSTLER_TEST_REQUIRE=",".join(options.require), PYTHONUNBUFFERED="1")
     if own := venv.vllm_command():
         env.setdefault("HOSTLER_TEST_VLLM_COMMAND", own)
     pytest = [str(bin_folder / "python"), "-m", "pytest"]

@@ -116,7 +116,7 @@ class DockerLauncher:
         body = policy.container_body(
             spec, context, resolved_model=resolved, generation=generation, entrypoint=entrypoint, length=length
         )
-        await asyncio.to_thread(self._make_folders, spec.id, image, place)
+        await asyncio.to_thread(self._make_folders, spec, image, place)
         name = policy.container_name(self._settings.instance, spec.id)
         await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
 
@@ -291,17 +291,18 @@ class DockerLauncher:
             sleep=settings.sleep and sleep,
         )
 
-    def _make_folders(self, worker: str, image: str, place: Place) -> None:
+    def _make_folders(self, spec: WorkerSpec, image: str, place: Place) -> None:
         """The worker's socket folder, empty, and the image's cache folder; both open to the engines' group."""
-        sockets = self._settings.engines / worker
+        sockets = self._settings.engines / spec.id
+        adapters = [sockets / ADAPTERS_FOLDER] if spec.lora is not None else []
         cache = self._settings.cache / policy.cache_folder(image)
         try:
             shutil.rmtree(sockets, ignore_errors=True)
-            for folder in (sockets, sockets / ADAPTERS_FOLDER, cache):
+            for folder in (sockets, *adapters, cache):
                 folder.mkdir(parents=True, exist_ok=True)
                 _open_to_group(folder, place)
         except OSError as error:
-            raise LauncherError(f"can't make the folders of worker {worker!r}: {error}") from error
+            raise LauncherError(f"can't make the folders of worker {spec.id!r}: {error}") from error
 
 
 def engine_memory_bytes(limit_gib: float) -> int:

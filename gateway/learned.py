@@ -12,15 +12,14 @@ from collections.abc import Callable, Mapping
 import msgspec
 import structlog
 
-from gateway.database.connection import Database, DatabaseError
+from gateway.database.connection import Database
+from gateway.database.saving import save_whenever
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.memory.estimate import Measured
 from worker_manager.contract import GPU_CONTEXT_MIB, HostFacts, LoraRoom, ObservedSet, ObservedWorker
 from worker_manager.engine_flags import FlagValue
 
 log = structlog.get_logger(__name__)
-
-RETRY_SECONDS = 5.0
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -97,15 +96,7 @@ class Learned:
 
     async def run(self) -> None:
         """Write what is new, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self.save()
-            except DatabaseError as problem:
-                log.warning("measurement not saved", problem=str(problem))
-                await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()
+        await save_whenever(self._wake, self.save, "measurement not saved")
 
     async def save(self) -> None:
         """Write what is new. Raises sqlite3.Error; then it stays to be written."""

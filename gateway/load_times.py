@@ -4,13 +4,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable
 
-import structlog
-
-from gateway.database.connection import Database, DatabaseError
-
-log = structlog.get_logger(__name__)
-
-RETRY_SECONDS = 5.0
+from gateway.database.connection import Database
+from gateway.database.saving import save_whenever
 
 
 class LoadTimes:
@@ -38,15 +33,7 @@ class LoadTimes:
 
     async def run(self) -> None:
         """Write what is new, until cancelled."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            try:
-                await self.save()
-            except DatabaseError as problem:
-                log.warning("load time not saved", problem=str(problem))
-                await asyncio.sleep(RETRY_SECONDS)
-                self._wake.set()
+        await save_whenever(self._wake, self.save, "load time not saved")
 
     async def save(self) -> None:
         """Write what is new. Raises DatabaseError; then it stays to be written."""

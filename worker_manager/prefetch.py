@@ -109,6 +109,8 @@ class Prefetch:
 
     async def _end(self, ending: End) -> None:
         unit = ending.unit
+        if ending.done and await self._runs(unit.id):
+            return  # the listing was taken between its creation and its start
         if unit.running:
             await self._launcher.stop(unit.id, STOP_SECONDS)
         lines = await self._launcher.log(unit.id, LOG_LINES)
@@ -117,6 +119,9 @@ class Prefetch:
         logger.info("prefetch_ended", model=unit.model, read_mib=read // 2**20, of_mib=total // 2**20)
         if ending.done:
             self._done |= {unit.model}
+
+    async def _runs(self, unit_id: str) -> bool:
+        return any(unit.running for unit in await self._launcher.units() if unit.id == unit_id)
 
 
 def told(lines: Iterable[str]) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """A real manager reads weights into the page cache for a start that is to come, and stops when it is not."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.machine import Machine, is_running, spec
@@ -14,6 +16,10 @@ from tests.support.page_cache import resident, write_cold
 from tests.support.processes import short_folder
 from tests.support.waiting import wait_until
 from worker_manager.contract import DesiredSet, WorkerState
+from worker_manager.launchers.base import Unit
+from worker_manager.launchers.choice import make_launcher
+from worker_manager.prefetch import Prefetch
+from worker_manager.settings import Settings
 
 MIB = 72
 """Of weights: above what is worth a reader."""
@@ -99,3 +105,36 @@ def test_it_can_be_switched_off_and_leaves_the_reserve_alone(machine: Machine) -
     want_soon(machine, 2, "local/big")
     assert (ended(machine)["read_mib"], ended(machine)["of_mib"]) == (0, MIB)
     assert resident(weights(machine)) < 0.5
+
+
+async def test_a_listing_from_before_a_reader_ran_does_not_end_it(machine: Machine) -> None:
+    with weights(machine).open("wb") as file:
+        file.truncate(1 << 40)  # nothing but holes: more than can be read meanwhile
+    launcher = make_launcher(
+        "process",
+        Settings(models=machine.folder / "models", run=machine.folder / "run"),
+        environ=os.environ,
+        device=lambda: "cpu",
+        gpu_totals=dict,
+    )
+    looked = asyncio.Event()
+    prefetch = Prefetch(
+        launcher, models=machine.folder / "models", enabled=True, reserve_mib=100, look_again=looked.set
+    )
+
+    async def look(units: list[Unit], *models: str) -> None:
+        looked.clear()
+        prefetch.look(units, models)
+        await asyncio.wait_for(looked.wait(), 30)
+
+    try:
+        await look([], "local/big")
+        (unit,) = await launcher.units()
+        os.kill(machine.pid(unit.id), signal.SIGSTOP)
+        await look([msgspec.structs.replace(unit, running=False, never_started=True)], "local/big")
+        assert [(one.id, one.running) for one in await launcher.units()] == [(unit.id, True)]
+        await look([unit])
+        assert await launcher.units() == []
+    finally:
+        await prefetch.close()
+        await launcher.close()

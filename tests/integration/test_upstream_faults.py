@@ -25,7 +25,9 @@ from tests.support.stack import ADMIN_KEY, Stack, chat, running_stack
 from tests.support.waiting import wait_until, wait_until_async
 
 CHAT = "/v1/chat/completions"
-SETTINGS = {"HOSTLER_STALL_SECONDS": "0.5", "HOSTLER_FIRST_BYTE_SECONDS": "0.5"}
+QUICK_SECONDS = 0.5
+PATIENT_SECONDS = 60
+"""So that no busy machine is taken for a silent engine."""
 CLIENT_SECONDS = 30
 MESSAGES: Any = [{"role": "user", "content": "hello"}]
 
@@ -171,23 +173,44 @@ class Engines:
                 await writer.drain()
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running_stack(SETTINGS) as started:
-        yield started
+class Pair(NamedTuple):
+    """A gateway, and its endpoint's two sockets, on which no engine listens and no connection is open."""
+
+    stack: Stack
+    sockets: list[Path]
+
+
+@contextlib.contextmanager
+def running_pair(silence_seconds: float) -> Iterator[Pair]:
+    """`silence_seconds`: how long the gateway lets an engine say nothing."""
+    limits = {f"HOSTLER_{name}_SECONDS": str(silence_seconds) for name in ("STALL", "FIRST_BYTE")}
+    with running_stack(limits) as stack, contextlib.ExitStack() as hidden:
+        stack.endpoint("pair", min_workers=2, max_workers=2, per_worker=1)
+
+        def ready() -> list[str]:
+            return [worker["id"] for worker in stack.status("pair")["workers"] if worker["state"] == "ready"]
+
+        wait_until(lambda: len(ready()) == 2, "both are ready", seconds=30)
+        yield Pair(stack, [hidden.enter_context(stack.socket_hidden(worker)) for worker in ready()])
 
 
 @pytest.fixture(scope="module")
-def sockets(stack: Stack) -> Iterator[list[Path]]:
-    """The sockets of an endpoint's two workers, on which no engine listens and no connection is open."""
-    stack.endpoint("pair", min_workers=2, max_workers=2, per_worker=1)
+def quick() -> Iterator[Pair]:
+    with running_pair(QUICK_SECONDS) as pair:
+        yield pair
 
-    def ready() -> list[str]:
-        return [worker["id"] for worker in stack.status("pair")["workers"] if worker["state"] == "ready"]
 
-    wait_until(lambda: len(ready()) == 2, "both are ready", seconds=30)
-    with contextlib.ExitStack() as hidden:
-        yield [hidden.enter_context(stack.socket_hidden(worker)) for worker in ready()]
+@pytest.fixture(scope="module")
+def patient() -> Iterator[Pair]:
+    with running_pair(PATIENT_SECONDS) as pair:
+        yield pair
+
+
+@pytest.fixture
+def pair(request: pytest.FixtureRequest, quick: Pair, patient: Pair) -> Pair:
+    """The quick one where an engine's silence is to be noticed, by the test's `row` or `fault`."""
+    told = request.node.callspec.params
+    return quick if told.get("fault", told["row"].fault if "row" in told else None) is Fault.HANG else patient
 
 
 @contextlib.asynccontextmanager
@@ -262,11 +285,10 @@ def check(answer: RawAnswer, row: Row) -> None:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=str)
-async def test_a_fault_at_this_point_has_this_outcome_and_so_many_calls(
-    stack: Stack, sockets: list[Path], row: Row
-) -> None:
+async def test_a_fault_at_this_point_has_this_outcome_and_so_many_calls(pair: Pair, row: Row) -> None:
+    stack = pair.stack
     engines = engines_of(row)
-    async with standing_in(sockets, engines):
+    async with standing_in(pair.sockets, engines):
         check(parsed(await ask_at(stack, row, engines)), row)
         if row.outcome is OTHER:
             assert sorted(engines.calls) == [0, 1]
@@ -275,9 +297,8 @@ async def test_a_fault_at_this_point_has_this_outcome_and_so_many_calls(
         await wait_until_async(lambda: stack.metrics()['hostler_in_flight{endpoint="pair"}'] == 0, "the lease is back")
 
 
-async def test_two_engines_that_both_cut_before_their_header_are_called_once_each(
-    stack: Stack, sockets: list[Path]
-) -> None:
+async def test_two_engines_that_both_cut_before_their_header_are_called_once_each(patient: Pair) -> None:
+    stack, sockets = patient
     calls: list[int] = []
 
     async def cut(number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -324,9 +345,9 @@ def lines(stack: Stack, way: str) -> int:
 
 @pytest.mark.parametrize("unwilling", [refusing, overrun])
 async def test_an_engine_that_takes_no_connection_is_passed_over(
-    stack: Stack, sockets: list[Path], unwilling: Callable[[Path], contextlib.AbstractContextManager[None]]
+    patient: Pair, unwilling: Callable[[Path], contextlib.AbstractContextManager[None]]
 ) -> None:
-    deaf, hearing = sockets
+    stack, (deaf, hearing) = patient
     calls = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -348,8 +369,9 @@ async def test_an_engine_that_takes_no_connection_is_passed_over(
 
 
 async def test_an_engine_that_accepts_and_says_nothing_is_too_slow_and_its_request_is_not_sent_elsewhere(
-    stack: Stack, sockets: list[Path]
+    quick: Pair,
 ) -> None:
+    stack, sockets = quick
     with contextlib.ExitStack() as listening:
         for path in sockets:
             server = listening.enter_context(socket.socket(socket.AF_UNIX))
@@ -368,7 +390,8 @@ STREAM_FAULTS = [row for row in TABLE if row.outcome is ERROR]
 
 
 @pytest.mark.parametrize("row", STREAM_FAULTS, ids=str)
-async def test_the_openai_client_raises_where_a_stream_breaks(stack: Stack, sockets: list[Path], row: Row) -> None:
+async def test_the_openai_client_raises_where_a_stream_breaks(pair: Pair, row: Row) -> None:
+    stack, sockets = pair
     engines = engines_of(row)
     async with (
         standing_in(sockets, engines),
@@ -399,9 +422,8 @@ MESSAGE_EVENTS = [
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.HANG, Fault.GARBAGE, Fault.END])
 @pytest.mark.parametrize("inside", [False, True], ids=["between events", "inside an event"])
-async def test_the_anthropic_client_raises_where_a_stream_breaks(
-    stack: Stack, sockets: list[Path], fault: Fault, *, inside: bool
-) -> None:
+async def test_the_anthropic_client_raises_where_a_stream_breaks(pair: Pair, fault: Fault, *, inside: bool) -> None:
+    stack, sockets = pair
     half = [b"event: content_block_delta\ndata: {"] * inside
     sent = STREAM_HEAD + in_chunks(*MESSAGE_EVENTS, *half)
     engines = Engines(sent, len(sent), fault)

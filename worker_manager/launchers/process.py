@@ -314,7 +314,8 @@ class ProcessLauncher:
         shutil.rmtree(self._settings.engines / unit_id, ignore_errors=True)
         self._log(unit_id).unlink(missing_ok=True)
         (self._units / f"{unit_id}.json").unlink(missing_ok=True)
-        self._children.pop(unit_id, None)
+        if (child := self._children.pop(unit_id, None)) is not None:
+            child.poll()  # whoever was stopped since the last listing has not been reaped yet
 
     # watching
 

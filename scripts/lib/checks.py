@@ -1,18 +1,17 @@
 """Run every check this machine can run, and say loudly which it could not.
 
 Levels: lint, unit, integration, docker, engine, gpu. Without names, all of them. What a level needs and this machine
-lacks makes it skip, unless --require names it. Words after -- go to pytest.
+lacks makes it skip, unless --require names it. Words after -- go to pytest. The few tests that fail beside others run
+once more on their own: what fails again has failed, and what passes then is named as unsteady.
 """
 
 import argparse
-import contextlib
 import os
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from lib import compose, console, engine, machine, venv
+from lib import compose, console, engine, lanes, machine, venv
 from lib.console import ROOT, Problem, say, warn
 
 LEVELS = ("lint", "unit", "integration", "docker", "engine", "gpu")
@@ -54,26 +53,6 @@ def check(title: str, command: list[str], env: dict[str, str] | None = None) -> 
     began = time.monotonic()
     code = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     return f"{title} ({time.monotonic() - began:.0f} s)", code == 0
-
-
-def pytest_lanes(commands: list[list[str]], env: dict[str, str]) -> list[tuple[str, bool]]:
-    """Run pytest once for each lane, all at once; the first in sight, what the others say when they are through."""
-    with contextlib.ExitStack() as stack:
-        later = []
-        for command in commands[1:]:
-            told = stack.enter_context(tempfile.TemporaryFile("w+"))
-            say(f"\n-- at the same time, told below: {' '.join(command[1:])}")
-            began = time.monotonic()
-            lane = subprocess.Popen(command, cwd=ROOT, env=env, stdout=told, stderr=subprocess.STDOUT)
-            stack.callback(lane.kill)
-            later.append((" ".join(command[3:]), lane, told, began))
-        results = [check(f"pytest {' '.join(command[3:])}", command, env) for command in commands[:1]]
-        for title, lane, told, began in later:
-            code = lane.wait()
-            told.seek(0)
-            say(f"\n-- pytest {title}\n{told.read()}")
-            results.append((f"pytest {title} ({time.monotonic() - began:.0f} s, beside the first)", code == 0))
-        return results
 
 
 def lint(bin_folder: Path) -> list[tuple[str, bool]]:
@@ -139,9 +118,11 @@ def run(words: list[str]) -> int:
         env.setdefault("HOSTLER_TEST_VLLM_COMMAND", own)
     pytest = [str(bin_folder / "python"), "-m", "pytest"]
     # words for pytest may choose tests of one lane only, and nothing chosen is a failure of the other
-    lanes = LANES if not further else (LEVELS,)
-    folders = [[f"tests/{name}" for name in lane if name in wanted and has_tests(name)] for lane in lanes]
-    results += pytest_lanes([[*pytest, *found, *further] for found in folders if found], env)
+    together = LANES if not further else (LEVELS,)
+    folders = [[f"tests/{name}" for name in lane if name in wanted and has_tests(name)] for lane in together]
+    results += lanes.run(
+        [lanes.Lane(pytest, [*found, *further], env, number) for number, found in enumerate(folders) if found]
+    )
     return summary(results, wanted, missing, options.require)
 
 

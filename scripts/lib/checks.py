@@ -15,8 +15,8 @@ from lib import compose, console, engine, lanes, machine, venv
 from lib.console import ROOT, Problem, say, warn
 
 LEVELS = ("lint", "unit", "integration", "docker", "engine", "gpu")
-LANES = (("unit", "integration"), ("docker", "engine", "gpu"))
-"""Levels that run at once: tests that compute beside tests that mostly wait for containers. They share nothing."""
+LANES = (("integration",), ("unit", "docker", "engine", "gpu"))
+"""Levels that run at once, of about the same length. They share nothing."""
 SCRIPTS = sorted(
     str(each.relative_to(ROOT))
     for each in (ROOT / "scripts").iterdir()

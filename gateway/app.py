@@ -121,7 +121,7 @@ class Gateway:
             self.sign_ins,
             self.accounts.gate,
             self.registry.resolve,
-            Relay(self.demand, self.pool, settings),
+            Relay(self.demand, self.pool, settings, self.keyring.opens),
             self.metrics,
             RequestLog(settings.log_level, settings.log_format),
             self.recorder.record,
@@ -131,6 +131,8 @@ class Gateway:
             max_body_bytes=settings.max_body_mib * MIB,
             body_seconds=settings.body_seconds,
             queue_seconds=settings.queue_seconds,
+            stream_grace_seconds=settings.stream_grace_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
         )
 
     def _tell(self) -> None:

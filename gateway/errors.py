@@ -32,6 +32,8 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from gateway.types import Principal
+
 
 class GatewayError(Exception):
     """The root: everything the gateway answers on purpose. `message` is for the caller and says what to do."""
@@ -90,6 +92,9 @@ class Forbidden(GatewayError):
     status = 403
     type = "permission_error"
     code = "forbidden"
+    scope = ""
+    """What it would have needed."""
+    who: Principal | None = None
 
 
 class NotFound(GatewayError):

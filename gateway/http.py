@@ -20,6 +20,7 @@ from gateway.errors import (
     BadRequest,
     BodyTooLarge,
     DatabaseUnavailable,
+    Forbidden,
     GatewayError,
     InternalError,
     MethodNotAllowed,
@@ -85,6 +86,10 @@ def on_gateway_error(request: Request[Any, Any, Any], error: GatewayError) -> Re
     if isinstance(error, Unauthorized):
         sign_ins: SignIns = request.app.state.sign_ins
         error = sign_ins.failed(error, peer_of(request), request.scope["headers"], request_id_of(request))
+    elif isinstance(error, Forbidden):
+        denials: SignIns = request.app.state.sign_ins
+        path = request.scope["path"]
+        denials.denied(error, peer_of(request), request.scope["headers"], request_id_of(request), path)
     return answer(error)
 
 

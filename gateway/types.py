@@ -5,6 +5,9 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+PERSON = "person:"
+"""How the id of somebody begins who has signed in with a token; no key's does."""
+
 
 class Scope(StrEnum):
     """What a key may be used for."""

@@ -39,7 +39,7 @@ class Accounts:
         self.gate.set_key(key.id, spec.name, spec.limits, spec.budget, self._ledger.spent(key.id))
 
     def _forget(self, key_id: str) -> None:
-        self.gate.forget_key(key_id)
+        self.gate.drop_key(key_id)
         self._ledger.forget(key_id)
 
     async def reset(self, key_id: str) -> StoredKey:

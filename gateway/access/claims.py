@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.sign_in import EVERYBODY, Roles
-from gateway.types import Principal
+from gateway.types import PERSON, Principal
 
 PLAIN_SUBJECT = re.compile(r"[\x21-\x7e]{1,80}")
 LONGEST_NAME = 128
@@ -25,7 +25,7 @@ def principal_of(claims: Mapping[str, Any], claim: str, roles: Roles) -> Princip
     subject = str(claims["sub"])
     names = (claims.get(field) for field in ("preferred_username", "email", "name"))
     name = next((name for name in names if isinstance(name, str) and name), subject)
-    return Principal(f"person:{_short(subject)}", name[:LONGEST_NAME], scopes, ALL_ENDPOINTS, float(claims["exp"]))
+    return Principal(PERSON + _short(subject), name[:LONGEST_NAME], scopes, ALL_ENDPOINTS, float(claims["exp"]))
 
 
 def _at(claims: Mapping[str, Any], path: str) -> Any:

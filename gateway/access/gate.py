@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from gateway.access.budget import Account, Spent
 from gateway.access.quota import Hold, Now, Quota, Refusal
-from gateway.errors import BudgetSpent, LimitReached, TooManyRequests
+from gateway.errors import BudgetSpent, LimitReached, TooManyRequests, Unauthorized
 from gateway.types import Budget, Estimate, Limits
 
 MOST_WAITING = 1000
@@ -118,6 +118,16 @@ class Gate:
             quota.limit(None)
             quota.account = None
         self._let_in()
+
+    def drop_key(self, key_id: str) -> None:
+        """The key is revoked: who waits for it is refused."""
+        quota = self._keys.get(key_id)
+        if quota is not None:
+            for quotas, line in self._lines.items():
+                for waiter in line if quota in quotas else ():
+                    if not waiter.granted.done():
+                        waiter.granted.set_exception(Unauthorized("This API key was revoked while its request waited"))
+        self.forget_key(key_id)
 
     def set_endpoints(self, limits: Mapping[str, Limits | None]) -> None:
         """Take over every endpoint's limits."""

@@ -13,7 +13,7 @@ from gateway.access.store import KeyStore, shown
 from gateway.access.types import AccessEvent, KeySpec, StoredKey
 from gateway.database.chain import Change
 from gateway.errors import BadRequest, Forbidden, NotFound, TokenUnverified, Unauthorized
-from gateway.types import Principal, Scope
+from gateway.types import PERSON, Principal, Scope
 
 ADMIN_ID = "admin"
 
@@ -112,6 +112,17 @@ class Keyring:
         self._used.add(principal.key_id)
         return principal
 
+    def opens(self, key_id: str) -> bool:
+        """Whether who was let in by this id would be still: a key that was not revoked and has not expired.
+
+        Of people nothing is known but their tokens, which end by themselves.
+        """
+        known = self._known.get(key_id)
+        if known is None:
+            return key_id == ADMIN_ID or key_id.startswith(PERSON)
+        expires_at = known.principal.expires_at
+        return expires_at is None or expires_at > self._clock()
+
     def _person(self, people: Tokens, token: bytes) -> Principal:
         person = people.known(token)
         if person is None:
@@ -135,7 +146,9 @@ class Keyring:
         """As authenticate, and the key must have the scope. Raises Unauthorized, Forbidden."""
         principal = self.authenticate(headers)
         if not principal.may(scope):
-            raise Forbidden(f"This API key has no scope '{scope}': use one that has, or ask an admin to make one")
+            error = Forbidden(f"This API key has no scope '{scope}': use one that has, or ask an admin to make one")
+            error.scope, error.who = scope.value, principal
+            raise error
         return principal
 
     async def sign_in(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:

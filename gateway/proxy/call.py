@@ -89,6 +89,8 @@ class Call:
         self.key = ""
         self.worker = ""
         self.stream = False
+        self.continues: tuple[str, str] | None = None
+        """The response that this one is to continue, and the worker that has it."""
         self.metered = False
         """Whether it is one of those that are recorded: it has a key and an endpoint, and makes an engine work."""
         self.ticket: Ticket | None = None

@@ -165,6 +165,7 @@ class Hygiene:
             **dict.fromkeys(CONTENTS, self._content),
             "chat_template_kwargs": self._flags,
             "echo": self._nothing,
+            "previous_response_id": self._nothing,
         }
         self._rules = [(name, rules[name]) for name in WATCHED]
 
@@ -276,7 +277,7 @@ class Hygiene:
             refuse("echo", "echo", REFUSED["prompt_logprobs"][1], Allowable.PROMPT_LOGPROBS)
 
     def _nothing(self, name: str, value: msgspec.Raw, allowed: frozenset[Allowable]) -> None:
-        """For fields that mean something only beside others."""
+        """For fields that mean something only beside others, or to somebody else."""
 
 
 def judge(found: Iterable[Danger], allowed: frozenset[Allowable]) -> None:

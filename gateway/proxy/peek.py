@@ -70,6 +70,7 @@ class Fields(msgspec.Struct, frozen=True):
     min_tokens: msgspec.Raw = ABSENT
     mm_processor_kwargs: msgspec.Raw = ABSENT
     output_config: msgspec.Raw = ABSENT
+    previous_response_id: msgspec.Raw = ABSENT
     prompt_embeds: msgspec.Raw = ABSENT
     prompt_logprobs: msgspec.Raw = ABSENT
     queries: msgspec.Raw = ABSENT

@@ -1,20 +1,20 @@
 """One inference call from its lease to its last byte: wait for a worker, forward, pump, mend what breaks."""
 
-import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 
-from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound
+from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound, Unauthorized
 from gateway.proxy.call import DROPPED, Call
 from gateway.proxy.completion_stream import CompletionStream
 from gateway.proxy.dialects import OPENAI, RESPONSES, StreamEnd, error_event, heartbeat
+from gateway.proxy.heartbeats import STREAM_HEADERS, with_heartbeats
 from gateway.proxy.meter import BodyMeter
 from gateway.proxy.pool import Pool
-from gateway.proxy.responses import ResponseIds
+from gateway.proxy.responses import Made, ResponseIds
 from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
 from gateway.settings import Settings
 from gateway.types import Wish
@@ -24,10 +24,6 @@ log = structlog.get_logger(__name__)
 ERROR_BODY_LIMIT = 64 * 1024
 """Bytes of an engine's error that are passed on inside a stream that has begun."""
 ATTEMPTS = 2
-STREAM_HEADERS = [
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
 
 
 class Worker(Protocol):
@@ -69,7 +65,7 @@ class Leases(Protocol[LeaseT]):
         """A lease, if a worker is free this instant."""
         ...
 
-    async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str], wish: Wish) -> LeaseT:
+    def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str], wish: Wish) -> Coroutine[Any, Any, LeaseT]:
         """A lease, after waiting."""
         ...
 
@@ -101,7 +97,11 @@ class TryAnother(Exception):
 class Relay(Generic[LeaseT]):
     """Carries calls to workers and answers back."""
 
-    def __init__(self, leases: Leases[LeaseT], pool: Pool, limits: Settings) -> None:
+    def __init__(
+        self, leases: Leases[LeaseT], pool: Pool, limits: Settings, opens: Callable[[str], bool] = lambda _: True
+    ) -> None:
+        """`opens`: whether a key, by its id, still opens; asked for requests that had to wait."""
+        self._opens = opens
         self._leases = leases
         self._pool = pool
         self._limits = limits
@@ -128,16 +128,20 @@ class Relay(Generic[LeaseT]):
             finally:
                 self._leases.release(lease)
 
-    async def run_about_response(self, call: Call, response_id: str, allowed: Callable[[str], bool]) -> None:
-        """Carry a call about a response that exists to the worker that made it. Raises NotFound if it is gone."""
-        worker = self.response_ids.worker(response_id)
-        lease = self._leases.acquire_worker(worker) if worker is not None else None
+    def made(self, response_id: str, key: str, allowed: Callable[[str], bool]) -> Made:
+        """Who has made a response for this key. Raises NotFound if nobody has, or it may use the endpoint no more."""
+        made = self.response_ids.find(response_id, key)
+        if made is None or not allowed(made.endpoint):
+            raise lost_response(response_id)
+        return made
+
+    async def run_about_response(self, call: Call, response_id: str, worker: str) -> None:
+        """Carry a call about a response to the worker that made it. Raises NotFound if that is gone."""
+        lease = self._leases.acquire_worker(worker)
         if lease is None:
             raise lost_response(response_id)
         try:
-            if not allowed(lease.slot.endpoint):
-                raise lost_response(response_id)
-            call.worker, call.endpoint = lease.slot.id, lease.slot.endpoint
+            call.worker = lease.slot.id
             await self._attempt(call, lease.slot.socket)
         except TryAnother as failed:
             raise failed.error from failed
@@ -147,28 +151,22 @@ class Relay(Generic[LeaseT]):
     # waiting for a worker
 
     async def _wait(self, call: Call, patience: float, avoid: frozenset[str]) -> LeaseT:
-        if not call.stream:
-            return await self._leases.acquire(call.endpoint, patience, avoid, call.wish)
-        waiting = asyncio.ensure_future(self._leases.acquire(call.endpoint, patience, avoid, call.wish))
-        try:
-            pause = self._limits.stream_grace_seconds
-            while not (await asyncio.wait({waiting}, timeout=pause))[0]:
-                if not call.client.started:
-                    call.start(200, [(b"content-type", b"text/event-stream; charset=utf-8"), *STREAM_HEADERS])
-                if not call.client.blocked:
-                    call.client.write(heartbeat(call.endpoint, self._leases.eta_seconds(call.endpoint)))
-                pause = self._limits.heartbeat_seconds
-            return waiting.result()
-        except asyncio.CancelledError:
-            await self._give_up(waiting)
-            raise
-
-    async def _give_up(self, waiting: "asyncio.Future[LeaseT]") -> None:
-        """The client has gone: a lease that was granted in this very moment goes back."""
-        waiting.cancel()
-        await asyncio.wait({waiting})
-        if not waiting.cancelled() and waiting.exception() is None:
-            self._leases.release(waiting.result())
+        coming = self._leases.acquire(call.endpoint, patience, avoid, call.wish)
+        if call.stream:
+            lease = await with_heartbeats(
+                call,
+                coming,
+                lambda: heartbeat(call.endpoint, self._leases.eta_seconds(call.endpoint)),
+                undo=self._leases.release,
+                grace=self._limits.stream_grace_seconds,
+                pause=self._limits.heartbeat_seconds,
+            )
+        else:
+            lease = await coming
+        if not self._opens(call.key):
+            self._leases.release(lease)
+            raise Unauthorized("This API key was revoked, or has expired, while its request waited for a worker")
+        return lease
 
     # one attempt
 
@@ -242,7 +240,7 @@ class Relay(Generic[LeaseT]):
 
     async def _pump_body(self, call: Call, connection: Connection) -> None:
         call.meter = meter = BodyMeter()
-        watcher = self.response_ids.watcher(call.worker, meter) if call.dialect is RESPONSES else meter
+        watcher = self.response_ids.watcher(made_by(call), meter) if call.dialect is RESPONSES else meter
         try:
             last = await connection.pump(call.client, self._limits.stall_seconds, watcher)
         except UpstreamError as problem:
@@ -254,7 +252,7 @@ class Relay(Generic[LeaseT]):
         completes = call.dialect is OPENAI
         end = CompletionStream(hides_usage=call.hides_usage) if completes else StreamEnd(call.dialect)
         call.meter = end
-        watcher = self.response_ids.watcher(call.worker, end) if call.dialect is RESPONSES else end
+        watcher = self.response_ids.watcher(made_by(call), end) if call.dialect is RESPONSES else end
         problem: UpstreamError | None = None
         last = b""
         try:
@@ -283,6 +281,11 @@ class Relay(Generic[LeaseT]):
         raise error
 
 
+def made_by(call: Call) -> Made:
+    """Whose response it is that a call's answer tells."""
+    return Made(call.worker, call.endpoint, call.key)
+
+
 def broke(call: Call, what: str) -> str:
     """The sentence for an engine that failed a call."""
     name = call.endpoint
@@ -292,5 +295,6 @@ def broke(call: Call, what: str) -> str:
 def lost_response(response_id: str) -> NotFound:
     """The refusal of a response id that no living worker made."""
     return NotFound(
-        f"No worker that runs now has made the response '{response_id}': it is gone with its worker, or never was"
+        f"No worker that runs now has made the response '{response_id}' for this key: it is gone with its worker, or "
+        "never was"
     )

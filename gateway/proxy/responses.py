@@ -1,7 +1,11 @@
-"""Which worker made which response (`/v1/responses`): later calls about it must go to the same one."""
+"""Which worker made which response (`/v1/responses`), and for whom: later calls about it must go to the same one.
+
+Engines keep responses and know no keys, so this is also who may ask for one: the key that made it and nobody else.
+"""
 
 import re
 from collections import OrderedDict
+from typing import NamedTuple
 
 from gateway.proxy.upstream import ChunkWatcher
 
@@ -11,31 +15,40 @@ HEAD_BYTES = 2048
 RESPONSE_ID = re.compile(rb'"id" *: *"(resp_[\w-]{1,120})"')
 
 
+class Made(NamedTuple):
+    """Who has made a response, and for whom."""
+
+    worker: str
+    endpoint: str
+    key: str
+
+
 class ResponseIds:
-    """Worker ids by response id, the oldest forgotten first."""
+    """Responses by their ids, the oldest forgotten first."""
 
     def __init__(self) -> None:
-        self._workers: OrderedDict[str, str] = OrderedDict()
+        self._made: OrderedDict[str, Made] = OrderedDict()
 
-    def worker(self, response_id: str) -> str | None:
-        """The worker that made it, if it is remembered."""
-        return self._workers.get(response_id)
+    def find(self, response_id: str, key: str) -> Made | None:
+        """Who has made it for this key, if that is remembered."""
+        made = self._made.get(response_id)
+        return made if made is not None and made.key == key else None
 
-    def remember(self, response_id: str, worker: str) -> None:
-        """Note who made it."""
-        self._workers[response_id] = worker
-        if len(self._workers) > REMEMBERED:
-            self._workers.popitem(last=False)
+    def remember(self, response_id: str, made: Made) -> None:
+        """Note who made it for whom. The first word holds: a request may name the id that its answer is to have."""
+        self._made.setdefault(response_id, made)
+        if len(self._made) > REMEMBERED:
+            self._made.popitem(last=False)
 
-    def watcher(self, worker: str, then: ChunkWatcher | None = None) -> ChunkWatcher:
+    def watcher(self, made: Made, then: ChunkWatcher | None = None) -> ChunkWatcher:
         """Looks for the id in an answer's first bytes, and shows every chunk to `then`."""
-        return _IdWatcher(self, worker, then)
+        return _IdWatcher(self, made, then)
 
 
 class _IdWatcher:
-    def __init__(self, ids: ResponseIds, worker: str, then: ChunkWatcher | None) -> None:
+    def __init__(self, ids: ResponseIds, made: Made, then: ChunkWatcher | None) -> None:
         self._ids = ids
-        self._worker = worker
+        self._made = made
         self._then = then
         self._head = b""
         self._looking = True
@@ -49,5 +62,5 @@ class _IdWatcher:
         self._head += chunk[: HEAD_BYTES - len(self._head)]
         found = RESPONSE_ID.search(self._head)
         if found:
-            self._ids.remember(found.group(1).decode(), self._worker)
+            self._ids.remember(found.group(1).decode(), self._made)
         self._looking = found is None and len(self._head) < HEAD_BYTES

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, Protocol, TypeVar, cast
 
 import structlog
 
+from gateway.bodies import built
 from gateway.errors import (
     ClientGone,
+    Forbidden,
     GatewayError,
     InternalError,
     MethodNotAllowed,
@@ -21,8 +23,9 @@ from gateway.metrics import Metrics
 from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.estimate import estimate
+from gateway.proxy.heartbeats import with_heartbeats
 from gateway.proxy.hygiene import Hygiene
-from gateway.proxy.peek import peek
+from gateway.proxy.peek import ABSENT, peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.tap import Tap
@@ -50,6 +53,9 @@ INFERENCE_ROUTES: dict[str, Dialect] = {
 
 USAGE_OPTION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Routes whose streams tell their usage only if asked to; those of the others always do."""
+
+WAITS = b": waiting for the limits of this key or endpoint\n\n"
+"""What a stream is told meanwhile."""
 
 ENGINE_PATHS = {"/v1/pooling": "/pooling", "/v1/classify": "/classify"}
 """Where vLLM serves a route under another path than ours."""
@@ -104,6 +110,17 @@ class SignIns(Protocol):
         """Count a failure; what to answer."""
         ...
 
+    def denied(
+        self,
+        error: Forbidden,
+        peer: str | None,
+        headers: Iterable[tuple[bytes, bytes]],
+        request_id: str,
+        path: str,
+    ) -> None:
+        """Count a request of a known key that lacks the scope."""
+        ...
+
 
 QuotasT = TypeVar("QuotasT")
 
@@ -115,7 +132,7 @@ class Gate(Protocol[QuotasT]):
         """What limits a request of this key for this endpoint; None: nothing does."""
         ...
 
-    async def enter(self, quotas: QuotasT, estimate: Estimate, patience: float) -> Ticket:
+    def enter(self, quotas: QuotasT, estimate: Estimate, patience: float) -> Coroutine[Any, Any, Ticket]:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
         ...
 
@@ -143,6 +160,8 @@ class InferenceEntry:
         max_body_bytes: int,
         body_seconds: float,
         queue_seconds: float,
+        stream_grace_seconds: float,
+        heartbeat_seconds: float,
     ) -> None:
         self._gatekeeper = gatekeeper
         self._sign_ins = sign_ins
@@ -158,6 +177,8 @@ class InferenceEntry:
         self._max_body_bytes = max_body_bytes
         self._body_seconds = body_seconds
         self._queue_seconds = queue_seconds
+        self._stream_grace_seconds = stream_grace_seconds
+        self._heartbeat_seconds = heartbeat_seconds
 
     async def __call__(self, client: Client) -> None:
         """Answer one request, whatever happens."""
@@ -167,6 +188,9 @@ class InferenceEntry:
             await self._answer(call)
         except Unauthorized as caught:
             error = self._sign_ins.failed(caught, client.peer, client.headers, call.id.decode())
+        except Forbidden as caught:
+            self._sign_ins.denied(caught, client.peer, client.headers, call.id.decode(), call.path)
+            error = caught
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
@@ -207,9 +231,12 @@ class InferenceEntry:
         self._read(call, principal)
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
-            await self._enter(call, quotas)
+            await self._enter(call, quotas, estimate(call.path, call.body, call.headers.get(b"content-type", b"")))
         call.path = ENGINE_PATHS.get(call.path, call.path)
-        await self._relay.run(call)
+        if call.continues is not None:
+            await self._relay.run_about_response(call, *call.continues)
+        else:
+            await self._relay.run(call)
 
     def _read(self, call: Call, principal: Principal) -> None:
         """Fill in what the body asks for, and splice in what the engine must be told otherwise."""
@@ -222,18 +249,39 @@ class InferenceEntry:
         call.wish = Wish(asked.prefix, priority, target.adapter)
         self._hygiene.check(asked, call.body, call.path, target.allow)
         call.metered = True
+        if asked.fields.previous_response_id is not ABSENT and call.dialect is RESPONSES:
+            self._continue(call, built(asked.fields.previous_response_id), principal)
         if asked.stream and call.path in USAGE_OPTION_ROUTES:
             call.body, call.hides_usage = with_usage(call.body, asked)
         if asked.model != (target.adapter or target.name):  # engines know no aliases
             call.body = with_model(call.body, kind, call.endpoint)
 
-    async def _enter(self, call: Call, quotas: Any) -> None:
+    def _continue(self, call: Call, response_id: object, principal: Principal) -> None:
+        """A response that continues another one is made where that one is, and for the same key."""
+        if not isinstance(response_id, str):
+            return  # null, or the engine's to refuse
+        made = self._relay.made(response_id, call.key, principal.may_use)
+        if made.endpoint != call.endpoint:
+            raise lost_response(response_id)
+        call.continues = response_id, made.worker
+
+    async def _enter(self, call: Call, quotas: Any, guess: Estimate) -> None:
         """Let a request with limits in; it waits for them only where its caller has said how long."""
-        guess = estimate(call.path, call.body, call.headers.get(b"content-type", b""))
         patience = call.patience(self._queue_seconds) if call.may_wait else 0.0
         arrived = time.perf_counter()
-        call.ticket = await self._gate.enter(quotas, guess, patience)
-        if patience:
+        entering = self._gate.enter(quotas, guess, patience)
+        if call.stream and patience > 0:
+            call.ticket = await with_heartbeats(
+                call,
+                entering,
+                lambda: WAITS,
+                undo=lambda ticket: ticket.settle(0),
+                grace=self._stream_grace_seconds,
+                pause=self._heartbeat_seconds,
+            )
+        else:
+            call.ticket = await entering
+        if patience > 0:
             call.waited = time.perf_counter() - arrived
 
     async def _answer_about_response(self, call: Call, principal: Principal) -> None:
@@ -245,7 +293,12 @@ class InferenceEntry:
         if call.method != allowed:
             raise MethodNotAllowed(f"{call.path} takes {allowed}, not {call.method}")
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
-        await self._relay.run_about_response(call, response_id, principal.may_use)
+        made = self._relay.made(response_id, call.key, principal.may_use)
+        call.endpoint = made.endpoint
+        quotas = self._gate.quotas(call.key, call.endpoint)
+        if quotas is not None:  # it is a request like any other; its tokens were counted when they were made
+            await self._enter(call, quotas, Estimate(0, 0))
+        await self._relay.run_about_response(call, response_id, made.worker)
 
     def _refuse(self, call: Call, error: GatewayError) -> None:
         if isinstance(error, ClientGone):
@@ -271,6 +324,8 @@ class InferenceEntry:
             if call.ticket is not None:
                 call.ticket.settle(used.tokens_in + used.tokens_out)
             self._record(used)
+        elif call.ticket is not None:
+            call.ticket.settle(0)
         self._log.write(
             RequestLine(
                 call.id.decode(),

@@ -1,5 +1,6 @@
 """The routes that generate text: chat, completions, responses, messages, speech."""
 
+import json
 import re
 import uuid
 from http import HTTPStatus
@@ -43,7 +44,9 @@ def responses(engine: Engine, connection: Connection, request: Request) -> None:
     body = read_body(request, "input")
     given = body["input"]
     prompt = given.encode() if isinstance(given, str) else text.render([item for item in given if "role" in item])
-    request_id = f"resp_{uuid.uuid4().hex}"
+    request_id = body.get("request_id") or f"resp_{uuid.uuid4().hex}"
+    if body.get("previous_response_id"):
+        prompt += json.dumps(_stored(engine, body["previous_response_id"])["output"]).encode()
     start = _Start(engine, connection, body, prompt, body.get("max_output_tokens"))
     dialect = ResponsesDialect(request_id, engine.served_as(body.get("model")), start.tokens, start.cached)
     if body.get("store", True):

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from gateway.errors import BadRequest, EngineBroke, EngineTooSlow, GatewayError, NotFound, NoWorker
+from gateway.errors import BadRequest, EngineBroke, EngineTooSlow, GatewayError, NotFound, NoWorker, Unauthorized
 from gateway.proxy.call import Call
 from gateway.proxy.dialects import OPENAI, RESPONSES, Dialect
 from gateway.proxy.pool import IDLE_LIMIT, Pool
@@ -358,6 +358,21 @@ async def test_a_caller_may_shorten_its_wait_but_not_with_nonsense(house: House)
         assert isinstance(await house.run(Client(headers={b"x-hostler-timeout": value})), BadRequest)
 
 
+async def test_a_request_whose_key_was_revoked_while_it_waited_gets_no_worker(house: House) -> None:
+    known = {"a key"}
+    house.relay = Relay(house.demand, house.pool, LIMITS, known.__contains__)
+    for stream in (False, True):
+        client = Client(stream=stream)
+        client.call.key = "a key"
+        running = asyncio.create_task(house.run(client))
+        await wait_until_async(lambda: house.demand.queues["a"].waiters)
+        known.clear()
+        house.observe("w1")
+        assert isinstance(await running, Unauthorized)
+        known.add("a key")
+        house.observe("w1", WorkerState.LOADING)
+
+
 # responses
 
 
@@ -367,12 +382,20 @@ async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: Ho
     assert await house.run(Client(RESPONSES)) is None
     await house.engine("w2", answering(made))
     client = Client(RESPONSES)
-    await house.relay.run_about_response(client.call, "resp_1-a", lambda _name: True)
+    made_by = house.relay.made("resp_1-a", "", lambda _: True)
+    assert made_by == ("w1", "a", "")
+    await house.relay.run_about_response(client.call, "resp_1-a", made_by.worker)
     assert client.sent_headers[b"x-hostler-worker"] == b"w1"
-    may: list[tuple[str, Callable[[str], bool]]] = [("resp_2", lambda _: True), ("resp_1-a", lambda _: False)]
-    for response_id, allowed in may:
+    may: list[tuple[str, str, Callable[[str], bool]]] = [
+        ("resp_2", "", lambda _: True),
+        ("resp_1-a", "", lambda _: False),
+        ("resp_1-a", "another key", lambda _: True),
+    ]
+    for response_id, key, allowed in may:
         with pytest.raises(NotFound):
-            await house.relay.run_about_response(Client(RESPONSES).call, response_id, allowed)
+            house.relay.made(response_id, key, allowed)
+    with pytest.raises(NotFound):
+        await house.relay.run_about_response(Client(RESPONSES).call, "resp_1-a", "a worker that is gone")
     assert house.demand.slots["w1"].in_flight == 0
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from gateway.access import sign_ins
+from gateway.access import sign_ins, sums
 from gateway.access.credentials import mint
 from gateway.access.sign_ins import SignIns, guessable
 from gateway.actor import Actor
 from gateway.addresses import Addresses
 from gateway.database.chain import Change
 from gateway.database.connection import DatabaseError
-from gateway.errors import GatewayError, TooManyRequests, Unauthorized
+from gateway.errors import Forbidden, GatewayError, TooManyRequests, Unauthorized
 from gateway.types import Principal, Scope
 
 REFUSAL = Unauthorized("no")
@@ -130,11 +130,11 @@ async def test_no_attack_writes_more_than_so_much_or_takes_more_memory(
             tried += 1
         await limiter.write()
         clock.now += sign_ins.WRITE_SECONDS
-    assert len(trail.records) <= sign_ins.AT_ONCE + 1
+    assert len(trail.records) <= sums.AT_ONCE + 1
     assert len(limiter._allowances) == sign_ins.ADDRESSES
-    assert len(limiter._unwritten) <= sign_ins.UNWRITTEN + 1
-    while limiter._unwritten:
-        clock.now += sign_ins.EACH_SECONDS
+    assert len(limiter.failures.unwritten) <= sums.UNWRITTEN + 1
+    while limiter.failures.unwritten:
+        clock.now += sums.EACH_SECONDS
         await limiter.write()
     assert sum(trail.sums.values()) == tried
 
@@ -147,3 +147,24 @@ async def test_what_cannot_be_written_is_written_later(limiter: SignIns, trail: 
     trail.fails = False
     await limiter.write()
     assert trail.sums == {"192.0.2.1": 2}
+
+
+async def test_what_a_known_key_may_not_do_is_recorded_in_sums_by_key_and_scope(
+    limiter: SignIns, trail: Trail, clock: Clock
+) -> None:
+    for scope, path in (("admin", "/api/keys"), ("admin", "/api/audit"), ("metrics", "/metrics")):
+        error = Forbidden("no")
+        error.who, error.scope = OTHER, scope
+        for _ in range(10):
+            limiter.denied(error, "192.0.2.1", [], f"r-{path}", path)
+            clock.now += 1
+    await limiter.write()
+    (admin, sum_of_both), (_, of_metrics) = trail.records
+    assert (admin.who, admin.subject, admin.address) == ("12345678", "a key", "192.0.2.1")
+    assert admin.request_id == "r-/api/keys"
+    assert (sum_of_both.action, sum_of_both.target) == ("access.denied", "/api/audit")
+    assert sum_of_both.after is not None
+    assert of_metrics.after is not None
+    assert (sum_of_both.after["count"], sum_of_both.after["scope"]) == (20, "admin")
+    assert sum_of_both.after["last_at"] - sum_of_both.after["first_at"] == 19
+    assert (of_metrics.after["count"], of_metrics.after["scope"]) == (10, "metrics")

@@ -317,6 +317,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "captures": gateway.captures,
         "settle": gateway.sign_ins.write,
         "recorder": gateway.recorder,
+        "cost_unit": gateway.settings.cost_unit,
         "backups": gateway.backups,
     }
     return Litestar(

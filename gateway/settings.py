@@ -121,6 +121,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Most characters of all captured requests, in units of 1024 times 1024; the oldest go first."""
     usage_days: int = 90
     """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
+    cost_unit: str = ""
+    """What prices are in (EUR, USD, credits): shown beside costs, never computed with."""
 
     sleep_memory_mib: int | None = None
     """MiB of the machine's memory that sleeping engines may take together; not set: half of it. 0: none."""

@@ -5,6 +5,8 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from gateway.prices import Price
+
 PERSON = "person:"
 """How the id of somebody begins who has signed in with a token; no key's does."""
 
@@ -62,10 +64,17 @@ class Period(StrEnum):
 
 
 class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a key may spend."""
+    """What a key may spend: tokens, or what its requests cost, or no more than either."""
 
-    tokens: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=2**53)] | None = None
+    cost: Annotated[float, msgspec.Meta(gt=0, le=1_000_000_000)] | None = None
+    """In units, by the prices of the endpoints; requests for those without a price cost nothing."""
     period: Period = Period.MONTH
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a budget that bounds nothing."""
+        if self.tokens is None and self.cost is None:
+            raise ValueError("A budget takes tokens, cost or both")
 
 
 class Estimate(NamedTuple):
@@ -75,6 +84,10 @@ class Estimate(NamedTuple):
     """Its prompt, and the output that it asks for."""
     likely: int
     """The same, with the usual output where it does not say how much it asks for."""
+    prompt: int = 0
+    """How much of both is the prompt."""
+    price: Price | None = None
+    """What it will cost by; None: nothing."""
 
 
 class Wish(NamedTuple):
@@ -153,3 +166,5 @@ class Used(NamedTuple):
     first_byte_ms: int | None
     """From the request's first byte to the first of the engine's answer; None where it gave none."""
     total_ms: int
+    cost: int = 0
+    """Billionths of a unit, by the price that the endpoint had as the request came; 0 where it had none."""

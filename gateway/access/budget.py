@@ -8,6 +8,7 @@ import math
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from gateway.prices import billionths
 from gateway.types import Budget, Period
 
 DAY_SECONDS = 86_400
@@ -21,6 +22,8 @@ class Spent(NamedTuple):
     number: int
     """Which day, which month; 0 where there is only one."""
     tokens: int
+    cost: int = 0
+    """Billionths of a unit."""
 
 
 def number_of(period: Period, now: float) -> int:
@@ -46,27 +49,45 @@ def end_of(period: Period, number: int) -> float | None:
 class Account:
     """One key's budget. Times are Unix seconds."""
 
-    __slots__ = ("_ends", "_number", "_spent", "budget", "key_id", "reserved")
+    __slots__ = (
+        "_cost",
+        "_ends",
+        "_most_cost",
+        "_most_tokens",
+        "_number",
+        "_tokens",
+        "budget",
+        "key_id",
+        "reserved",
+        "reserved_cost",
+    )
 
     def __init__(self, key_id: str, budget: Budget, now: float, spent: Spent | None = None) -> None:
         self.key_id = key_id
-        self.budget = budget
+        self._bound(budget)
         self.reserved = 0
         """Tokens of requests that are under way."""
-        self._number = self._spent = 0
+        self.reserved_cost = 0
+        """What they may cost, billionths of a unit."""
+        self._number = self._tokens = self._cost = 0
         self._ends = math.inf
         goes_on = spent is not None and spent.period is budget.period
         self._begin(spent if spent is not None and goes_on else self.fresh(now))
 
+    def _bound(self, budget: Budget) -> None:
+        self.budget = budget
+        self._most_tokens = math.inf if budget.tokens is None else budget.tokens
+        self._most_cost = math.inf if budget.cost is None else billionths(budget.cost)
+
     def _begin(self, spent: Spent) -> None:
-        _, self._number, self._spent = spent
+        _, self._number, self._tokens, self._cost = spent
         ends = end_of(spent.period, spent.number)
         self._ends = math.inf if ends is None else ends
 
     def change(self, budget: Budget, now: float) -> None:
         """Another budget from now on. What was spent stays, unless it is for another kind of period."""
         other = budget.period is not self.budget.period
-        self.budget = budget
+        self._bound(budget)
         if other:
             self.reset(now)
 
@@ -78,35 +99,57 @@ class Account:
         """Begin anew."""
         self._begin(self.fresh(now))
 
-    def tokens(self, now: float) -> int:
-        """What is spent in the newest period that this account has seen."""
+    def _look(self, now: float) -> None:
+        """Begin anew where the newest period that this account has seen is over."""
         if now >= self._ends:
             self.reset(now)
-        return self._spent
 
     def spent(self, now: float) -> Spent:
-        """The same, as it is stored."""
-        tokens = self.tokens(now)
-        return Spent(self.budget.period, self._number, tokens)
+        """What is spent in the newest period that this account has seen, as it is stored."""
+        self._look(now)
+        return Spent(self.budget.period, self._number, self._tokens, self._cost)
 
-    def fits(self, tokens: int, now: float) -> bool:
-        """Whether so much can be reserved."""
-        return self.tokens(now) + self.reserved + tokens <= self.budget.tokens
+    def tokens_fit(self, tokens: int, now: float) -> bool:
+        """Whether so many tokens can be reserved."""
+        self._look(now)
+        return self._tokens + self.reserved + tokens <= self._most_tokens
 
-    def is_spent(self, tokens: int, now: float) -> bool:
+    def cost_fits(self, cost: int, now: float) -> bool:
+        """Whether so many billionths can be reserved; what costs nothing always fits."""
+        self._look(now)
+        return not cost or self._cost + self.reserved_cost + cost <= self._most_cost
+
+    def fits(self, tokens: int, now: float, cost: int = 0) -> bool:
+        """Whether both can be reserved."""
+        return self.tokens_fit(tokens, now) and self.cost_fits(cost, now)
+
+    def is_spent(self, tokens: int, now: float, cost: int = 0) -> bool:
         """Whether so much will not fit in this period whatever becomes of the requests that are under way."""
-        return self.tokens(now) + tokens > self.budget.tokens
+        self._look(now)
+        return self._tokens + tokens > self._most_tokens or (cost > 0 and self._cost + cost > self._most_cost)
 
-    def reserve(self, tokens: int) -> None:
-        """Put tokens aside for a request."""
+    def can_hold(self, tokens: int, cost: int = 0) -> bool:
+        """Whether so much fits into a period of which nothing is spent."""
+        return tokens <= self._most_tokens and cost <= self._most_cost
+
+    def cut(self, least: int, likely: int) -> int:
+        """Billionths to reserve for what costs so much at least and likely so much: no more than can ever fit."""
+        return max(least, likely if likely <= self._most_cost else int(self._most_cost))
+
+    def reserve(self, tokens: int, cost: int = 0) -> None:
+        """Put so much aside for a request."""
         self.reserved += tokens
+        self.reserved_cost += cost
 
-    def settle(self, reserved: int, tokens: int, now: float) -> None:
+    def settle(self, reserved: int, tokens: int, now: float, reserved_cost: int = 0, cost: int = 0) -> None:
         """The request is over: what it took is spent, in the period that is now."""
+        self._look(now)
         self.reserved -= reserved
-        self._spent = self.tokens(now) + tokens
+        self.reserved_cost -= reserved_cost
+        self._tokens += tokens
+        self._cost += cost
 
     def resets_at(self, now: float) -> float | None:
         """When the next period begins, Unix seconds; None: never."""
-        self.tokens(now)
+        self._look(now)
         return self._ends if self._ends < math.inf else None

@@ -52,23 +52,24 @@ class Ticket:
         """`x-ratelimit-*` as they stand now."""
         return told(self._quotas, self._gate.now())
 
-    def settle(self, tokens: int) -> None:
-        """The request is over, and took so many tokens."""
+    def settle(self, tokens: int, cost: int = 0) -> None:
+        """The request is over, and took so many tokens and billionths of a unit."""
         now = self._gate.now()
         for quota, hold in zip(self._quotas, self._holds, strict=True):
-            quota.settle(hold, tokens, now)
+            quota.settle(hold, tokens, now, cost)
         self._gate.freed(self._holds)
 
 
 class Waiter:
     """A request in line."""
 
-    __slots__ = ("granted", "number", "quotas", "tokens")
+    __slots__ = ("cost", "granted", "number", "quotas", "tokens")
 
-    def __init__(self, number: int, quotas: Quotas, tokens: int) -> None:
+    def __init__(self, number: int, quotas: Quotas, tokens: int, cost: int) -> None:
         self.number = number
         self.quotas = quotas
         self.tokens = tokens
+        self.cost = cost
         self.granted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
 
 
@@ -164,24 +165,25 @@ class Gate:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
         now = self.now()
         tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
-        _, refused = self._held_back(quotas, tokens, now)
+        cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
+        _, refused = self._held_back(quotas, tokens, cost, now)
         if refused is None and not (self._waiting and any(quota.waiting for quota in quotas)):
-            return self._take(quotas, tokens, now)
+            return self._take(quotas, tokens, cost, now)
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
-        return await self._wait(Waiter(next(self._numbers), quotas, tokens), patience)
+        return await self._wait(Waiter(next(self._numbers), quotas, tokens, cost), patience)
 
-    def _held_back(self, quotas: Quotas, tokens: int, now: Now) -> tuple[Quota, Refusal | None]:
+    def _held_back(self, quotas: Quotas, tokens: int, cost: int, now: Now) -> tuple[Quota, Refusal | None]:
         """The first quota that refuses a request, and why; None in its place if none does."""
         for quota in quotas:
-            refused = quota.refusal(tokens, now)
+            refused = quota.refusal(tokens, now, cost)
             if refused is not None:
                 return quota, refused
         return quotas[0], None
 
-    def _take(self, quotas: Quotas, tokens: int, now: Now) -> Ticket:
-        return Ticket(self, quotas, [quota.take(tokens, now) for quota in quotas])
+    def _take(self, quotas: Quotas, tokens: int, cost: int, now: Now) -> Ticket:
+        return Ticket(self, quotas, [quota.take(tokens, now, cost) for quota in quotas])
 
     def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
         kind = BudgetSpent if refused.is_budget else LimitReached
@@ -204,7 +206,7 @@ class Gate:
                 return await waiter.granted
         except TimeoutError:
             self._give_back(waiter)
-            _, refused = self._held_back(waiter.quotas, waiter.tokens, self.now())
+            _, refused = self._held_back(waiter.quotas, waiter.tokens, waiter.cost, self.now())
             raise self._error(refused or BEHIND_OTHERS, waiter.quotas) from None
         except asyncio.CancelledError:
             self._give_back(waiter)
@@ -267,9 +269,9 @@ class Gate:
             if not blocked.isdisjoint(quotas):
                 continue
             if not waiter.granted.done():  # else it has given up and is about to leave
-                quota, refused = self._held_back(quotas, waiter.tokens, now)
+                quota, refused = self._held_back(quotas, waiter.tokens, waiter.cost, now)
                 if refused is None:
-                    waiter.granted.set_result(self._take(quotas, waiter.tokens, now))
+                    waiter.granted.set_result(self._take(quotas, waiter.tokens, waiter.cost, now))
                 elif refused.can_wait:
                     blocked.add(quota)
                     soonest = min(soonest, refused.seconds)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from gateway.access.budget import Account
 from gateway.access.window import Bucket, Window
+from gateway.prices import units
 from gateway.types import Estimate, Limits
 
 NO_LIMITS = Limits()
@@ -37,6 +38,7 @@ class Hold(NamedTuple):
     window: Window | None
     bucket: Bucket | None
     account: Account | None
+    reserved_cost: int = 0
 
 
 class Quota:
@@ -66,28 +68,46 @@ class Quota:
         tokens = estimate.likely
         if self.tokens is not None and self.tokens.limit < tokens:
             tokens = self.tokens.limit
-        if self.account is not None and self.account.budget.tokens < tokens:
-            tokens = self.account.budget.tokens
+        if self.account is not None and (most := self.account.budget.tokens) is not None and most < tokens:
+            tokens = most
         return max(estimate.least, tokens)
 
-    def refusal(self, tokens: int, now: Now) -> Refusal | None:
-        """Why a request with so many tokens can't go on now; None if it can."""
-        return self._over_budget(tokens, now) or self._too_fast(tokens, now) or self._too_many()
+    def cost(self, estimate: Estimate) -> int:
+        """Billionths of a unit to reserve; 0 where no budget asks for the cost."""
+        account, price = self.account, estimate.price
+        if price is None or account is None or account.budget.cost is None:
+            return 0
+        prompt = estimate.prompt
+        least = price.of_estimate(prompt, estimate.least - prompt)
+        return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
 
-    def _over_budget(self, tokens: int, now: Now) -> Refusal | None:
+    def refusal(self, tokens: int, now: Now, cost: int = 0) -> Refusal | None:
+        """Why a request that may take so much can't go on now; None if it can."""
+        return self._over_budget(tokens, now, cost) or self._too_fast(tokens, now) or self._too_many()
+
+    def _over_budget(self, tokens: int, now: Now, cost: int) -> Refusal | None:
         account = self.account
-        if account is None or account.fits(tokens, now.unix):
+        if account is None or account.fits(tokens, now.unix, cost):
             return None
-        budget, spent = account.budget, account.spent(now.unix).tokens
-        why = (
-            f"{self.whose} has a budget of {budget.tokens} tokens ({budget.period}), of which {spent} are spent and "
-            f"{account.reserved} reserved by requests under way; this one may take {tokens}"
-        )
-        if not account.is_spent(tokens, now.unix):
+        why = self._spent(account, tokens, now.unix, cost)
+        if not account.is_spent(tokens, now.unix, cost):
             return Refusal(why, UNKNOWN_SECONDS, can_wait=True, is_budget=True)
         ends = account.resets_at(now.unix)
-        seconds = math.inf if ends is None or tokens > budget.tokens else ends - now.unix
+        seconds = ends - now.unix if ends is not None and account.can_hold(tokens, cost) else math.inf
         return Refusal(why, seconds, can_wait=False, is_budget=True)
+
+    def _spent(self, account: Account, tokens: int, unix: float, cost: int) -> str:
+        budget, spent = account.budget, account.spent(unix)
+        if not account.tokens_fit(tokens, unix):
+            return (
+                f"{self.whose} has a budget of {budget.tokens} tokens ({budget.period}), of which {spent.tokens} are "
+                f"spent and {account.reserved} reserved by requests under way; this one may take {tokens}"
+            )
+        return (
+            f"{self.whose} has a budget of {budget.cost:g} for what its requests cost ({budget.period}), of which "
+            f"{units(spent.cost):g} are spent and {units(account.reserved_cost):g} reserved by requests under way; "
+            f"this one may cost {units(cost):g}"
+        )
 
     def _too_fast(self, tokens: int, now: Now) -> Refusal | None:
         if self.requests is not None and not self.requests.fits(1, now.steady):
@@ -111,24 +131,24 @@ class Quota:
         why = f"{self.whose} may have {self._concurrency} requests under way at once, and {self.in_flight} are"
         return Refusal(why, UNKNOWN_SECONDS, can_wait=True)
 
-    def take(self, tokens: int, now: Now) -> Hold:
+    def take(self, tokens: int, now: Now, cost: int = 0) -> Hold:
         """Let a request go on; `settle` must follow."""
         self.in_flight += 1
         if self.requests is not None:
             self.requests.take(1, now.steady)
         if self.account is not None:
-            self.account.reserve(tokens)
+            self.account.reserve(tokens, cost)
         window = self.tokens
         bucket = window.take(tokens, now.steady) if window is not None else None
-        return Hold(tokens, window, bucket, self.account)
+        return Hold(tokens, window, bucket, self.account, cost)
 
-    def settle(self, hold: Hold, tokens: int, now: Now) -> None:
-        """The request is over, and took so many tokens in truth."""
+    def settle(self, hold: Hold, tokens: int, now: Now, cost: int = 0) -> None:
+        """The request is over, and took so many tokens, and billionths of a unit, in truth."""
         self.in_flight -= 1
         if hold.window is not None and hold.bucket is not None:
             hold.window.settle(hold.bucket, hold.reserved, tokens, now.steady)
         if hold.account is not None:
-            hold.account.settle(hold.reserved, tokens, now.unix)
+            hold.account.settle(hold.reserved, tokens, now.unix, hold.reserved_cost, cost)
 
 
 def _window(old: Window | None, limit: int | None) -> Window | None:

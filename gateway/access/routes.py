@@ -6,10 +6,12 @@ import msgspec
 from litestar import Controller, Request, delete, get, patch, post
 
 from gateway.access.accounts import Accounts
+from gateway.access.budget import Account
 from gateway.access.gate import Gate
 from gateway.access.keyring import Keyring
 from gateway.access.types import KeySpec, StoredKey
 from gateway.http import needs, read
+from gateway.prices import units
 from gateway.types import Scope
 
 OVERLAP_SECONDS = 24 * 3600.0
@@ -31,6 +33,14 @@ class SpentView(msgspec.Struct, frozen=True):
     """By requests under way."""
     resets_at: float | None
     """Unix time, seconds; None: never."""
+    cost: float
+    """In units."""
+    reserved_cost: float
+
+
+def _spent(account: Account, now: float) -> SpentView:
+    spent, resets_at = account.spent(now), account.resets_at(now)
+    return SpentView(spent.tokens, account.reserved, resets_at, units(spent.cost), units(account.reserved_cost))
 
 
 def view(stored: StoredKey, gate: Gate, key: str | None = None) -> dict[str, Any]:
@@ -46,7 +56,7 @@ def view(stored: StoredKey, gate: Gate, key: str | None = None) -> dict[str, Any
         "created_at": stored.created_at,
         "last_used_at": stored.last_used_at,
         "previous_until": stored.previous_until,
-        "spent": account and SpentView(account.spent(now).tokens, account.reserved, account.resets_at(now)),
+        "spent": _spent(account, now) if account is not None else None,
         "key": key,
     }
 

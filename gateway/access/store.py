@@ -10,6 +10,7 @@ from gateway.access.budget import Spent
 from gateway.access.types import KeySpec, StoredKey
 from gateway.database.chain import Change
 from gateway.database.connection import Database
+from gateway.prices import units
 from gateway.types import Period
 
 log = structlog.get_logger(__name__)
@@ -33,11 +34,13 @@ SELECT = f"SELECT {', '.join(COLUMNS)} FROM keys ORDER BY created_at, id"  # noq
 INSERT = f"INSERT INTO keys ({', '.join(COLUMNS)}) VALUES ({', '.join('?' for _ in COLUMNS)})"  # noqa: S608 - as above
 UPDATE = f"UPDATE keys SET {', '.join(f'{name} = ?' for name in COLUMNS[1:])} WHERE id = ?"  # noqa: S608 - as above
 
+MOST_SPENT = 2**62
+"""Billionths of a unit: what an engine that tells nonsense can make of a sum still fits into the database."""
 
 SPEND = (
-    "INSERT INTO budgets (key_id, period, number, tokens) SELECT ?1, ?2, ?3, ?4 "
+    "INSERT INTO budgets (key_id, period, number, tokens, cost) SELECT ?1, ?2, ?3, ?4, ?5 "
     "WHERE EXISTS (SELECT 1 FROM keys WHERE id = ?1) "
-    "ON CONFLICT (key_id) DO UPDATE SET period = ?2, number = ?3, tokens = ?4"
+    "ON CONFLICT (key_id) DO UPDATE SET period = ?2, number = ?3, tokens = ?4, cost = ?5"
 )
 
 
@@ -145,11 +148,11 @@ class BudgetStore:
     async def all(self) -> dict[str, Spent]:
         """What every key has spent, by its id; a row that can't be read is logged, and its budget begins anew."""
         spent: dict[str, Spent] = {}
-        for key_id, period, number, tokens in await self._database.rows(
-            "SELECT key_id, period, number, tokens FROM budgets"
+        for key_id, period, number, tokens, cost in await self._database.rows(
+            "SELECT key_id, period, number, tokens, cost FROM budgets"
         ):
             try:
-                spent[key_id] = Spent(Period(period), number, tokens)
+                spent[key_id] = Spent(Period(period), number, tokens, cost)
             except ValueError:
                 log.error("what a key has spent is unreadable", key=key_id, period=period)  # noqa: TRY400 - the cause is all there is to tell
         return spent
@@ -163,8 +166,12 @@ class BudgetStore:
         """Write that a budget begins anew, and into the audit trail. Raises DatabaseError."""
         async with self._database.transaction() as write:
             await write.execute(SPEND, _spend(key_id, after))
-            await write.audit(Change("key.reset_budget", key_id, {"tokens": before.tokens}, {"tokens": after.tokens}))
+            await write.audit(Change("key.reset_budget", key_id, _told(before), _told(after)))
 
 
 def _spend(key_id: str, spent: Spent) -> tuple[Any, ...]:
-    return key_id, spent.period.value, spent.number, spent.tokens
+    return key_id, spent.period.value, spent.number, spent.tokens, min(spent.cost, MOST_SPENT)
+
+
+def _told(spent: Spent) -> dict[str, Any]:
+    return {"tokens": spent.tokens, "cost": units(spent.cost)}

@@ -68,9 +68,9 @@ class Registry:
 
     def _index(self) -> None:
         specs = [endpoint.spec for endpoint in self._endpoints.values()]
-        self._meant = {adapter: Meant(spec.name, adapter, spec.allow) for spec in specs for adapter in spec.adapters}
-        self._meant |= {alias: Meant(spec.name, "", spec.allow) for spec in specs for alias in spec.aliases}
-        self._meant |= {spec.name: Meant(spec.name, "", spec.allow) for spec in specs}
+        self._meant = {adapter: _meant(spec, adapter) for spec in specs for adapter in spec.adapters}
+        self._meant |= {name: _meant(spec) for spec in specs for name in spec.aliases}
+        self._meant |= {spec.name: _meant(spec) for spec in specs}
 
     def all(self) -> list[Endpoint]:
         """Every endpoint, by name."""
@@ -274,6 +274,10 @@ class Registry:
         self._index()
         self.noted("deleted", endpoint, ())
         return endpoint
+
+
+def _meant(spec: EndpointSpec, adapter: str = "") -> Meant:
+    return Meant(spec.name, adapter, spec.allow, spec.price)
 
 
 def near_names(name: str, known: Iterable[str]) -> str:

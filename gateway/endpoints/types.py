@@ -6,6 +6,7 @@ import msgspec
 
 from gateway.memory.config import ModelShape
 from gateway.memory.weights import Weights
+from gateway.prices import Price
 from gateway.types import Allowable, Limits
 from worker_manager.contract import Failure, LoraRoom
 from worker_manager.engine_flags import FlagValue
@@ -57,6 +58,8 @@ class EndpointSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     priority: Annotated[int, msgspec.Meta(ge=-100, le=100)] = 0
     limits: Limits | None = None
     """What all keys together may take of it."""
+    price: Price | None = None
+    """What requests for it cost, and its workers' time on GPUs; None: nothing."""
     aliases: tuple[Name, ...] = ()
     allow: tuple[Allowable, ...] = ()
     """What requests may ask of its engines although it endangers them."""
@@ -84,6 +87,8 @@ class Meant(NamedTuple):
     """The LoRA adapter of it, if it is one."""
     allow: tuple[Allowable, ...] = ()
     """What it may ask of an engine although it endangers one."""
+    price: Price | None = None
+    """What it costs by."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import time
 from typing import Any, Protocol
 
 from gateway.errors import BadRequest
+from gateway.prices import Price
 from gateway.proxy.dialects import Dialect
 from gateway.proxy.meter import Meter, tokens
 from gateway.proxy.upstream import Sink
@@ -65,8 +66,8 @@ class Ticket(Protocol):
         """What the answer says of the limits."""
         ...
 
-    def settle(self, tokens: int) -> None:
-        """The request is over, and took so many tokens."""
+    def settle(self, tokens: int, cost: int = 0) -> None:
+        """The request is over, and took so many tokens and billionths of a unit."""
         ...
 
 
@@ -93,6 +94,8 @@ class Call:
         """The response that this one is to continue, and the worker that has it."""
         self.metered = False
         """Whether it is one of those that are recorded: it has a key and an endpoint, and makes an engine work."""
+        self.price: Price | None = None
+        """What it costs by; None: nothing."""
         self.ticket: Ticket | None = None
         """What its limits let it in with, where it has any; given back when it ends."""
         self.tap: Any = None
@@ -192,7 +195,7 @@ class Call:
     def used(self, status: int, *, client_gone: bool) -> Used:
         """What it took, now that it has ended."""
         took = tokens(self.meter, len(self.wish.prefix))
-        began = self.began
+        began, price = self.began, self.price
         return Used(
             at=time.time(),
             request_id=self.id.decode(),
@@ -210,4 +213,5 @@ class Call:
             queue_ms=round(self.waited * 1000),
             first_byte_ms=None if self.answered is None else round((self.answered - began) * 1000),
             total_ms=round((time.perf_counter() - began) * 1000),
+            cost=0 if price is None else price.of_tokens(took.prompt, took.cached, took.generated),
         )

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import msgspec
 
+from gateway.prices import Price
 from gateway.proxy.meter import BYTES_A_TOKEN
 from gateway.proxy.peek import ABSENT, is_form
 from gateway.types import Estimate
@@ -44,20 +45,20 @@ _decode = msgspec.json.Decoder(_Asked).decode
 _count = msgspec.json.Decoder(Count).decode
 
 
-def estimate(path: str, body: bytes, content_type: bytes) -> Estimate:
+def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = None) -> Estimate:
     """The prompt's bytes by BYTES_A_TOKEN, and `n` times the most it asks for. The body was read before."""
     if is_form(content_type):  # speech: engines tell no tokens of it
         return Estimate(0, 0)
     asked = _decode(body)
     prompt = _prompt_tokens(asked)
     if path not in GENERATING:
-        return Estimate(prompt, prompt)
+        return Estimate(prompt, prompt, prompt, price)
     count = _number(asked.n) or 1
     most = _number(asked.max_completion_tokens) or _number(asked.max_output_tokens) or _number(asked.max_tokens)
     if most is not None:
         asks = min(MOST, prompt + count * most)
-        return Estimate(asks, asks)
-    return Estimate(prompt, min(MOST, prompt + count * OUTPUT_TOKENS))
+        return Estimate(asks, asks, prompt, price)
+    return Estimate(prompt, min(MOST, prompt + count * OUTPUT_TOKENS), prompt, price)
 
 
 def _prompt_tokens(asked: _Asked) -> int:

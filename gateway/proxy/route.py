@@ -20,6 +20,7 @@ from gateway.errors import (
 )
 from gateway.logs import RequestLine, RequestLog
 from gateway.metrics import Metrics
+from gateway.prices import Price
 from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.estimate import estimate
@@ -72,6 +73,11 @@ class Target(Protocol):
     @property
     def allow(self) -> tuple[Allowable, ...]:
         """What its requests may ask of an engine although it endangers one."""
+        ...
+
+    @property
+    def price(self) -> Price | None:
+        """What requests for it cost by."""
         ...
 
     @property
@@ -231,7 +237,8 @@ class InferenceEntry:
         self._read(call, principal)
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
-            await self._enter(call, quotas, estimate(call.path, call.body, call.headers.get(b"content-type", b"")))
+            kind = call.headers.get(b"content-type", b"")
+            await self._enter(call, quotas, estimate(call.path, call.body, kind, call.price))
         call.path = ENGINE_PATHS.get(call.path, call.path)
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)
@@ -245,7 +252,7 @@ class InferenceEntry:
         kind = call.headers.get(b"content-type", b"")
         asked = peek(call.body, kind)
         target = self._resolve(asked.model, principal.may_use)
-        call.stream, call.endpoint = asked.stream, target.name
+        call.stream, call.endpoint, call.price = asked.stream, target.name, target.price
         call.wish = Wish(asked.prefix, priority, target.adapter)
         self._hygiene.check(asked, call.body, call.path, target.allow)
         call.metered = True
@@ -322,7 +329,7 @@ class InferenceEntry:
         if call.metered:
             used = call.used(status, client_gone=isinstance(error, ClientGone))
             if call.ticket is not None:
-                call.ticket.settle(used.tokens_in + used.tokens_out)
+                call.ticket.settle(used.tokens_in + used.tokens_out, used.cost)
             self._record(used)
         elif call.ticket is not None:
             call.ticket.settle(0)

@@ -28,7 +28,7 @@ class UsageRoutes(Controller):
 
     @get("/api/usage")
     async def sums(
-        self, request: Request[Any, Any, Any], usage: UsageStore, recorder: Recorder
+        self, request: Request[Any, Any, Any], usage: UsageStore, recorder: Recorder, cost_unit: str
     ) -> Response[UsageReport] | Response[str]:
         """Sums of every request that has ended."""
         given = _parameters(request)
@@ -41,6 +41,7 @@ class UsageRoutes(Controller):
             total = total.plus(one)
         report = UsageReport(
             by=by,
+            unit=cost_unit,
             first_day=first,
             last_day=last,
             total=row("total", total),

@@ -6,6 +6,8 @@ from gateway.database.connection import Database
 from gateway.types import Used
 from gateway.usage.types import By, Group, Sum, added_up
 
+MOST = 2**62
+"""Of any sum: whatever an engine tells, a batch can be written."""
 COLUMNS = ", ".join(Used._fields)
 SUMS = ", ".join(Sum._fields)
 INSERT = f"INSERT INTO usage_requests ({COLUMNS}) VALUES ({', '.join('?' for _ in Used._fields)})"  # noqa: S608 - our own names
@@ -13,7 +15,7 @@ ADD = (
     f"INSERT INTO usage_days (day, key_id, endpoint, {SUMS}) "  # noqa: S608 - our own names
     f"VALUES ({', '.join('?' for _ in (*Group._fields, *Sum._fields))}) "
     "ON CONFLICT (day, key_id, endpoint) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in Sum._fields)
+    + ", ".join(f"{name} = min({name} + excluded.{name}, {MOST})" for name in Sum._fields)
 )
 GROUPED = {By.KEY: "key_id", By.ENDPOINT: "endpoint", By.DAY: "day"}
 
@@ -33,14 +35,15 @@ class UsageStore:
 
     async def sums(self, by: By, first_day: str, last_day: str) -> list[tuple[str, Sum]]:
         """Sums of the days from `first_day` to `last_day`, both included, in the order of their names."""
-        added = ", ".join(f"sum({name})" for name in Sum._fields)
+        # not sum(), which fails where it overflows
+        added = ", ".join(f"total({name})" for name in Sum._fields)
         column = GROUPED[by]
         rows = await self._database.rows(
             f"SELECT {column}, {added} FROM usage_days WHERE day BETWEEN ? AND ? "  # noqa: S608 - our own names
             f"GROUP BY {column} ORDER BY {column}",
             (first_day, last_day),
         )
-        return [(str(name), Sum(*numbers)) for name, *numbers in rows]
+        return [(str(name), Sum(*map(int, numbers))) for name, *numbers in rows]
 
     async def prune(self, before: float, most: int) -> int:
         """Delete at most so many requests that ended before this time (Unix seconds); how many there were."""

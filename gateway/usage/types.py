@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.prices import units
 from gateway.types import Used
 
 DAY_SECONDS = 86_400
@@ -48,6 +49,8 @@ class Sum(NamedTuple):
     """Requests that have a time to their first byte."""
     first_byte_ms: int = 0
     total_ms: int = 0
+    cost: int = 0
+    """Billionths of a unit."""
 
     def plus(self, other: "Sum") -> "Sum":
         """Both together."""
@@ -80,6 +83,7 @@ def _sum(records: list[Used]) -> Sum:
         answered=sum(used.first_byte_ms is not None for used in records),
         first_byte_ms=sum(used.first_byte_ms or 0 for used in records),
         total_ms=sum(used.total_ms for used in records),
+        cost=sum(used.cost for used in records),
     )
 
 
@@ -98,6 +102,8 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     mean_queue_ms: float | None
     mean_first_byte_ms: float | None
     mean_total_ms: float | None
+    token_cost: float
+    """What the requests cost, in units, each by the price of its time."""
 
 
 def row(name: str, total: Sum) -> UsageRow:
@@ -114,6 +120,7 @@ def row(name: str, total: Sum) -> UsageRow:
         mean_queue_ms=_mean(total.queue_ms, total.requests),
         mean_first_byte_ms=_mean(total.first_byte_ms, total.answered),
         mean_total_ms=_mean(total.total_ms, total.requests),
+        token_cost=units(total.cost),
     )
 
 
@@ -125,6 +132,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole answer of `GET /api/usage`."""
 
     by: By
+    unit: str
+    """What costs are counted in; empty where nobody has said."""
     first_day: str = msgspec.field(name="from")
     last_day: str = msgspec.field(name="to")
     total: UsageRow

@@ -48,9 +48,9 @@ def new_key(stack: Stack, **fields: Any) -> tuple[str, str]:
     return made.json()["id"], made.json()["key"]
 
 
-def ask(stack: Stack, key: str, **fields: Any) -> httpx.Response:
+def ask(stack: Stack, key: str, model: str = "first", **fields: Any) -> httpx.Response:
     """One chat completion with this key."""
-    return stack.client.post(CHAT, json=chat("first", **fields), headers=bearer(key))
+    return stack.client.post(CHAT, json=chat(model, **fields), headers=bearer(key))
 
 
 def test_a_changed_key_is_felt_by_the_next_request(stack: Stack) -> None:
@@ -200,6 +200,25 @@ def test_a_budget_is_spent_as_the_engine_counts_and_outlives_the_gateway(stack: 
     again = stack.client.delete(f"/api/keys/{key_id}/spent")
     assert (again.status_code, again.json()["spent"]["tokens"]) == (200, 0)
     assert asked(stack, key, max_tokens=500)["used"]
+
+
+def test_a_budget_for_costs_is_spent_by_the_prices_and_free_endpoints_cost_nothing(stack: Stack) -> None:
+    stack.endpoint("dear", Simulation(answer_tokens=ANSWER), price={"input": 1_000, "output": 1_000})
+    key_id, key = new_key(stack, budget={"cost": 0.6, "period": "day"})
+    with ThreadPoolExecutor(4) as pool:  # each reserves some 510 tokens of the 600 that a price of 0.001 leaves
+        answers = list(pool.map(lambda _: ask(stack, key, "dear", max_tokens=500), range(4)))
+    assert {answer.status_code for answer in answers} <= {200, 429}
+    used = sum(answer.json()["usage"]["total_tokens"] for answer in answers if answer.status_code == 200)
+    wait_until(lambda: spent(stack, key_id)["reserved_cost"] == 0, "all have ended")
+    now = spent(stack, key_id)
+    assert now["cost"] == pytest.approx(used / 1_000)
+    assert now["tokens"] == used > 0
+    refused = ask(stack, key, "dear", max_tokens=590)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
+    assert "has a budget of 0.6 for what its requests cost (day)" in refused.json()["error"]["message"]
+    asked(stack, key, max_tokens=5_000)
+    assert spent(stack, key_id)["cost"] == pytest.approx(used / 1_000)
+    assert stack.client.post("/api/keys", json={"name": "none", "budget": {"period": "day"}}).status_code == 400
 
 
 def test_a_client_that_leaves_gives_back_what_it_reserved_and_pays_for_what_came(stack: Stack) -> None:

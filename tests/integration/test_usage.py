@@ -28,7 +28,7 @@ PLAIN = text.token_count(b"hello")
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with running_stack() as started:
+    with running_stack({"HOSTLER_COST_UNIT": "EUR"}) as started:
         yield started
 
 
@@ -51,9 +51,10 @@ def official(stack: Stack, key: str) -> openai.OpenAI:
 
 
 def row_of(stack: Stack, key_id: str) -> dict[str, Any]:
-    """A key's sums, without its times and its name."""
+    """A key's sums, without its times, its name and its cost."""
     row = usage(stack)[key_id]
-    return {name: value for name, value in row.items() if name != "name" and not name.startswith("mean_")}
+    left = ("name", "token_cost")
+    return {name: value for name, value in row.items() if name not in left and not name.startswith("mean_")}
 
 
 def sums(requests: int, **others: int) -> dict[str, int]:
@@ -142,6 +143,47 @@ def test_a_client_that_left_is_counted_with_what_it_got(stack: Stack) -> None:
     row = row_of(stack, key_id)
     assert (row["requests"], row["clients_gone"], row["errors"], row["estimated"]) == (1, 1, 0, 1)
     assert row["tokens_out"] >= 5
+
+
+# what it costs
+
+
+def test_each_request_costs_what_its_time_says_and_a_new_price_rewrites_nothing(stack: Stack) -> None:
+    stack.endpoint("priced", Simulation(answer_tokens=ANSWER), aliases=["priced-too"])
+    key_id, key = new_key(stack)
+    long: list[ChatCompletionMessageParam] = [{"role": "user", "content": "the sea " * 500}]
+    expected = 0.0
+    with official(stack, key) as client:
+        client.chat.completions.create(model="priced", messages=long)  # while there is no price
+        for price in ({"input": 2, "cached_input": 0.5, "output": 8}, {"input": 4, "output": 16}):
+            changed = stack.client.patch("/api/endpoints/priced", json={"price": price})
+            assert changed.json()["price"] == {"input": 0, "cached_input": None, "output": 0, "gpu_hour": 0} | price
+            for model in ("priced", "priced-too"):
+                told = client.chat.completions.create(model=model, messages=long).usage
+                assert told is not None
+                assert told.prompt_tokens_details is not None
+                cached = told.prompt_tokens_details.cached_tokens or 0
+                assert cached > 0
+                dear = price["input"] * (told.prompt_tokens - cached) + price["output"] * told.completion_tokens
+                expected += (dear + price.get("cached_input", price["input"]) * cached) / 1_000_000
+    stack.client.patch("/api/endpoints/priced", json={"price": None}).raise_for_status()
+    assert usage(stack)[key_id]["token_cost"] == pytest.approx(expected, abs=1e-9)
+    assert usage(stack, "endpoint")["priced"]["token_cost"] == pytest.approx(expected, abs=1e-9)
+    table = stack.client.get("/api/usage?by=key&format=csv").text.splitlines()
+    [cost] = [float(row["token_cost"]) for row in csv.DictReader(table) if row["key"] == key_id]
+    assert cost == pytest.approx(expected, abs=1e-9)
+    changes = stack.client.get("/api/audit?action=endpoint.change&target=priced").json()["records"]
+    assert changes[0]["to"]["price"] is None
+    assert {change["from"]["price"]["output"] for change in changes if change["from"].get("price")} == {8, 16}
+    assert stack.client.get("/api/usage").json()["unit"] == "EUR"
+
+
+def test_a_price_that_makes_no_sense_is_refused(stack: Stack) -> None:
+    for price in ({"output": -1}, {"tokens": 1}, 5):
+        answer = stack.client.patch("/api/endpoints/counted", json={"price": price})
+        assert answer.status_code in {400, 404}
+        made = {"name": "never", "model": "local/never", "price": price}
+        assert stack.client.post("/api/endpoints", json=made).status_code == 400
 
 
 # the report

@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access.budget import DAY_SECONDS, Account, Spent, end_of, number_of
+from gateway.prices import units
 from gateway.types import Budget, Period
 
 NOON = datetime(2026, 11, 30, 12, tzinfo=UTC).timestamp()
@@ -41,6 +43,57 @@ def test_it_is_never_overshot_where_requests_take_no_more_than_they_reserved(
             spent += took
         assert kept.spent(NOON).tokens == spent <= tokens
         assert kept.reserved == sum(under_way)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)), max_size=60),
+)
+def test_neither_tokens_nor_cost_are_overshot_where_requests_take_no_more_than_they_reserved(
+    most_tokens: int, most_cost: int, steps: list[tuple[bool, int, int, int]]
+) -> None:
+    kept = account(Budget(tokens=most_tokens, cost=units(most_cost), period=Period.TOTAL))
+    under_way: list[tuple[int, int]] = []
+    tokens = cost = 0
+    for begins, some, dear, which in steps:
+        if begins or not under_way:
+            tokens_fit = tokens + sum(one for one, _ in under_way) + some <= most_tokens
+            cost_fits = dear == 0 or cost + sum(one for _, one in under_way) + dear <= most_cost
+            assert kept.fits(some, NOON, dear) == (tokens_fit and cost_fits)
+            if tokens_fit and cost_fits:
+                kept.reserve(some, dear)
+                under_way.append((some, dear))
+        else:
+            reserved, reserved_cost = under_way.pop(which % len(under_way))
+            took, took_cost = min(some, reserved), min(dear, reserved_cost)
+            kept.settle(reserved, took, NOON, reserved_cost, took_cost)
+            tokens, cost = tokens + took, cost + took_cost
+        spent = kept.spent(NOON)
+        assert (spent.tokens, spent.cost) == (tokens, cost)
+        assert tokens <= most_tokens
+        assert cost <= most_cost
+        assert (kept.reserved, kept.reserved_cost) == (
+            sum(one for one, _ in under_way),
+            sum(one for _, one in under_way),
+        )
+
+
+def test_a_budget_for_costs_lets_in_what_costs_nothing_and_counts_tokens_without_bounding_them() -> None:
+    kept = account(Budget(cost=units(100), period=Period.DAY))
+    kept.reserve(10**9, 90)
+    kept.settle(10**9, 10**9, NOON, 90, 130)
+    assert kept.spent(NOON)[2:] == (10**9, 130)
+    assert not kept.fits(0, NOON, 1)
+    assert kept.is_spent(0, NOON, 1)
+    assert kept.fits(10**9, NOON, 0)
+    assert kept.fits(0, NOON + DAY_SECONDS, 100)
+
+
+@pytest.mark.parametrize("given", ["{}", '{"period": "day"}', '{"cost": 0}', '{"cost": 1e10}', '{"tokens": 0}'])
+def test_a_budget_that_bounds_nothing_or_everything_is_refused(given: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(given, type=Budget)
 
 
 def test_a_request_that_took_more_than_it_reserved_is_the_last_one() -> None:
@@ -79,16 +132,16 @@ def test_what_is_under_way_at_midnight_is_spent_of_the_new_day() -> None:
 def test_a_clock_that_goes_back_gives_no_second_budget_even_over_restarts(
     period: Period, jumps: list[float], restarts: list[bool]
 ) -> None:
-    budget = Budget(tokens=10, period=period)
+    budget = Budget(tokens=10, cost=units(10), period=period)
     kept, now = account(budget), NOON
     spent_in: dict[int, int] = {}
     for jump, restart in zip(jumps, restarts, strict=False):
         now += jump
         if restart:
             kept = account(budget, now, kept.spent(now))
-        if kept.fits(4, now):
-            kept.reserve(4)
-            kept.settle(4, 4, now)
+        if kept.fits(2, now, 4):
+            kept.reserve(2, 4)
+            kept.settle(2, 2, now, 4, 4)
             number = kept.spent(now).number
             spent_in[number] = spent_in.get(number, 0) + 4
     assert all(spent <= 10 for spent in spent_in.values())

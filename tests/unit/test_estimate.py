@@ -31,18 +31,18 @@ def of(path: str = CHAT, **fields: object) -> Estimate:
     ],
 )
 def test_a_request_that_says_how_much_it_asks_for_reserves_that(path: str, fields: dict[str, object]) -> None:
-    assert of(path, messages=MESSAGES, **fields) == (PROMPT + 50, PROMPT + 50)
+    assert of(path, messages=MESSAGES, **fields) == Estimate(PROMPT + 50, PROMPT + 50, PROMPT)
 
 
 @pytest.mark.parametrize("most", [None, "50", -1, 0, 1.5, [], {}])
 def test_one_that_does_not_reserves_the_usual_output(most: object) -> None:
-    assert of(messages=MESSAGES, max_tokens=most) == (PROMPT, PROMPT + OUTPUT_TOKENS)
-    assert of(messages=MESSAGES, max_tokens=most, n=2) == (PROMPT, PROMPT + 2 * OUTPUT_TOKENS)
+    assert of(messages=MESSAGES, max_tokens=most) == Estimate(PROMPT, PROMPT + OUTPUT_TOKENS, PROMPT)
+    assert of(messages=MESSAGES, max_tokens=most, n=2) == Estimate(PROMPT, PROMPT + 2 * OUTPUT_TOKENS, PROMPT)
 
 
 def test_routes_without_an_answer_of_a_model_reserve_their_prompt() -> None:
-    assert of("/v1/embeddings", input="x" * 398) == (100, 100)
-    assert estimate("/v1/audio/transcriptions", b"--x--", b"multipart/form-data; boundary=x") == (0, 0)
+    assert of("/v1/embeddings", input="x" * 398) == Estimate(100, 100, 100)
+    assert estimate("/v1/audio/transcriptions", b"--x--", b"multipart/form-data; boundary=x") == Estimate(0, 0)
 
 
 def test_an_image_or_a_sound_counts_as_one_and_not_by_its_bytes() -> None:

@@ -4,19 +4,23 @@ import asyncio
 import math
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access.gate import Gate, Ticket, duration
 from gateway.errors import BudgetSpent, LimitReached
+from gateway.prices import NANO_A_TOKEN, Price, units
 from gateway.types import Budget, Estimate, Limits, Period
 
 LONG = 30.0
+A_BILLIONTH = Price(output=1 / NANO_A_TOKEN)
+"""A price of one billionth a token."""
 
 
 def estimate(tokens: int) -> Estimate:
-    return Estimate(tokens, tokens)
+    return Estimate(tokens, tokens, 0, A_BILLIONTH)
 
 
 class Clock:
@@ -196,7 +200,9 @@ async def test_no_limit_is_ever_exceeded_and_all_who_wait_end(
     gate = Gate(clock, clock)
     limits = Limits(concurrency=concurrency)
     for key in ("k0", "k1"):
-        gate.set_key(key, key, limits, Budget(tokens=budget, period=Period.TOTAL))
+        # what the one may take is bounded in tokens, what the other may cost in billionths: of a token that costs one
+        bounds = {"tokens": budget} if key == "k0" else {"cost": units(budget)}
+        gate.set_key(key, key, limits, msgspec.convert({**bounds, "period": "total"}, Budget))
     gate.set_endpoints({"e0": limits, "e1": None})
     running = dict.fromkeys(("k0", "k1", "e0", "e1"), 0)
     spent = {"k0": 0, "k1": 0}
@@ -215,7 +221,7 @@ async def test_no_limit_is_ever_exceeded_and_all_who_wait_end(
             for name in (key, endpoint):
                 running[name] -= 1
             spent[key] += tokens
-            ticket.settle(tokens)
+            ticket.settle(tokens, tokens)
 
     tasks = [asyncio.create_task(one(f"k{key}", f"e{endpoint}", tokens)) for key, endpoint, tokens, _ in asked]
     await asyncio.sleep(0)
@@ -227,8 +233,9 @@ async def test_no_limit_is_ever_exceeded_and_all_who_wait_end(
     for key, used in spent.items():
         account = gate.account(key)
         assert account is not None
-        assert account.reserved == 0
-        assert account.spent(clock()).tokens == used <= budget
+        assert (account.reserved, account.reserved_cost) == (0, 0)
+        assert account.spent(clock())[2:] == (used, used)
+        assert used <= budget
     assert gate._waiting == 0
     for key in ("k0", "k1"):
         assert [(quota.in_flight, quota.waiting) for quota in gate.quotas(key, "e0") or ()] == [(0, 0), (0, 0)]

@@ -34,7 +34,7 @@ def ledger(database: Database) -> Ledger:
 
 def spending(key_id: str, tokens: int) -> Account:
     account = Account(key_id, BUDGET, NOON)
-    account.settle(0, tokens, NOON)
+    account.settle(0, tokens, NOON, 0, 10 * tokens)
     return account
 
 
@@ -54,14 +54,14 @@ async def test_what_was_spent_is_there_after_a_restart(ledger: Ledger, database:
     for account in (first, spending("two", 7)):
         ledger.note(account)
     await ledger.write()
-    first.settle(0, 3, NOON)
+    first.settle(0, 3, NOON, 0, 2**70)
     ledger.note(first)
     await ledger.write()
     again = await reloaded(database)
     day = int(NOON // 86_400)
     assert [again.spent(key) for key in ("one", "two", "three")] == [
-        Spent(Period.DAY, day, 8),
-        Spent(Period.DAY, day, 7),
+        Spent(Period.DAY, day, 8, 2**62),
+        Spent(Period.DAY, day, 7, 70),
         None,
     ]
 

@@ -6,6 +6,7 @@ import pytest
 
 from gateway.access.budget import Account
 from gateway.access.quota import Now, Quota
+from gateway.prices import Price, billionths
 from gateway.types import Budget, Estimate, Limits, Period
 
 START = Now(1_000.0, 1_000_000.0)
@@ -58,6 +59,39 @@ def test_a_spent_budget_is_not_waited_for_and_a_reserved_one_is() -> None:
     assert "budget of 100 tokens (total), of which 0 are spent and 60 reserved" in why
     quota.settle(hold, 60, START)
     assert refusal_of(quota, 50)[1:] == (math.inf, False)
+
+
+def test_a_budget_for_costs_reserves_by_the_price_and_says_what_is_left() -> None:
+    account = Account("key", Budget(cost=0.5, period=Period.TOTAL), START.unix)
+    quota = Quota("The key 'app'", None, account)
+    price = Price(input=100, cached_input=10, output=1_000)
+    asks = Estimate(300, 300, prompt=100, price=price)
+    assert quota.cost(asks) == billionths(0.21)
+    hold = quota.take(300, START, quota.cost(asks))
+    assert quota.refusal(300, START, quota.cost(asks)) is None
+    quota.settle(hold, 250, START, price.of_tokens(100, 100, 150))
+    assert account.spent(START.unix).cost == billionths(0.151)
+    quota.take(300, START, quota.cost(asks))
+    refused = quota.refusal(300, START, quota.cost(asks))
+    assert refused is not None
+    assert refused.can_wait
+    assert refused.is_budget
+    assert refused.why == (
+        "The key 'app' has a budget of 0.5 for what its requests cost (total), of which 0.151 are spent and 0.21 "
+        "reserved by requests under way; this one may cost 0.21"
+    )
+
+
+def test_an_output_nobody_asked_for_is_cut_to_what_a_budget_for_costs_can_hold() -> None:
+    quota = Quota("", None, Account("key", Budget(cost=0.5), START.unix))
+    price = Price(input=100, output=1_000)
+    assert quota.cost(Estimate(100, 1_124, 100, price)) == billionths(0.5)
+    assert quota.cost(Estimate(6_000, 7_024, 6_000, price)) == billionths(0.6)
+    assert quota.cost(Estimate(100, 1_124, 100, None)) == 0
+    refused = quota.refusal(6_000, START, billionths(0.6))
+    assert refused is not None
+    assert refused.seconds == math.inf
+    assert Quota("", None, Account("key", Budget(tokens=5), START.unix)).cost(Estimate(1, 2, 1, price)) == 0
 
 
 def test_a_daily_budget_tells_the_seconds_until_midnight() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.database.connection import FILE_NAME, Database
+from gateway.prices import MOST
 from gateway.types import Used
 from gateway.usage import recorder as module
 from gateway.usage.recorder import Recorder, prune_daily
@@ -19,8 +20,10 @@ NOON = 20_000 * DAY + DAY / 2
 """2024-10-04 12:00 UTC."""
 
 
-def used(number: int = 0, at: float = NOON, status: int = 200, key: str = "k", endpoint: str = "e") -> Used:
-    return Used(at, f"r{number}", key, endpoint, "w", status, 0, 0, 0, 10, 3, 5, 0, 1, 20, 30)
+def used(
+    number: int = 0, at: float = NOON, status: int = 200, key: str = "k", endpoint: str = "e", cost: int = 40
+) -> Used:
+    return Used(at, f"r{number}", key, endpoint, "w", status, 0, 0, 0, 10, 3, 5, 0, 1, 20, 30, cost)
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ async def test_records_are_written_with_their_sums_when_the_recorder_stops(store
         recorder.record(used(number, at=NOON + number))
     await recorder.stop()
     assert (await store.sums(By.KEY, "2024-10-04", "2024-10-04")) == [
-        ("k", Sum(2500, 0, 0, 0, 25_000, 7500, 12_500, 2500, 2500, 50_000, 75_000))
+        ("k", Sum(2500, 0, 0, 0, 25_000, 7500, 12_500, 2500, 2500, 50_000, 75_000, 100_000))
     ]
 
 
@@ -161,6 +164,13 @@ async def test_old_requests_go_and_their_sums_stay(
     await asyncio.gather(keeper, return_exceptions=True)
     assert await database.rows("SELECT count(*), min(at) >= ? FROM usage_requests", (NOON - 3 * DAY,)) == [(301, 1)]
     assert await written(store) == 1200
+
+
+async def test_costs_without_measure_are_written_too_and_stop_at_what_the_database_holds(store: UsageStore) -> None:
+    for _ in range(10):
+        await store.add([used(number, cost=MOST) for number in range(1000)])
+    [(_, total)] = await store.sums(By.KEY, "2024-10-04", "2024-10-04")
+    assert (total.requests, total.cost) == (10_000, 2**62)
 
 
 async def test_sums_are_by_key_endpoint_or_day_of_the_days_asked_for(store: UsageStore) -> None:

@@ -19,8 +19,9 @@ PER_WORKER = 2048
 MANY = 1_000_000_000
 LIMITS = {
     "limits": {"requests_per_minute": MANY, "tokens_per_minute": MANY, "concurrency": PER_WORKER},
-    "budget": {"tokens": MANY, "period": "day"},
+    "budget": {"tokens": MANY, "cost": MANY, "period": "day"},
 }
+PRICE = {"input": 1, "cached_input": 0.5, "output": 2}
 
 
 class Hostler(Target):
@@ -47,6 +48,7 @@ class Hostler(Target):
             "name": wire.MODEL,
             "model": f"local/{wire.MODEL}",
             "gpus": 0,
+            "price": PRICE,
             "min_workers": 1,
             "per_worker": PER_WORKER,
         }

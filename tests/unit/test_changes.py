@@ -6,6 +6,7 @@ import pytest
 
 from gateway.endpoints.changes import SERVING_FIELDS, changed_fields, is_served_alike, pinned, served_as
 from gateway.endpoints.types import AdapterSource, EndpointSpec
+from gateway.prices import Price
 from gateway.types import Allowable, Limits
 
 OTHERS = {
@@ -20,6 +21,7 @@ OTHERS = {
     "adapters": {"c": AdapterSource(model="local/lora")},
     "labels": {"x": "y"},
     "limits": Limits(concurrency=3),
+    "price": Price(output=3),
     "allow": (Allowable.MEDIA_URLS,),
 }
 

@@ -86,7 +86,7 @@ class Gateway:
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
         self.keyring.noticed = self.notice_access
         self.sign_ins = sign_ins_of(self.audit.add, settings, ADMIN_ID)
-        self.accounts = Accounts(self.keyring, BudgetStore(database), people_of(settings))
+        self.accounts = Accounts(self.keyring, BudgetStore(database), settings.data, people_of(settings))
         self.learned = Learned(database)
         self.registry = Registry(
             EndpointStore(database), ModelsFolder(settings.models), settings.gpu_margin_mib, measured=self.learned.find
@@ -164,6 +164,7 @@ class Gateway:
         await self.learned.load()
         await self.sleep_failures.load()
         self.endpoints_changed()
+        await self.accounts.recall()
         for name, seconds in (await self.load_times.load(self.demand.queues)).items():
             self.demand.learn_load(name, seconds)
 

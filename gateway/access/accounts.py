@@ -1,10 +1,14 @@
 """Keys, their limits and what they spend, kept in step."""
 
+import asyncio
+from pathlib import Path
+
 import structlog
 
 from gateway.access.gate import Gate
 from gateway.access.keyring import Keyring, Tokens
 from gateway.access.ledger import Ledger
+from gateway.access.minutes import Minutes
 from gateway.access.store import BudgetStore
 from gateway.access.types import StoredKey
 from gateway.database.connection import DatabaseError
@@ -16,9 +20,10 @@ log = structlog.get_logger(__name__)
 class Accounts:
     """Lets the gate know of every key, and the ledger of all that is spent."""
 
-    def __init__(self, keyring: Keyring, store: BudgetStore, people: Tokens | None = None) -> None:
-        """`people`: who signs in with a token in place of a key."""
+    def __init__(self, keyring: Keyring, store: BudgetStore, folder: Path, people: Tokens | None = None) -> None:
+        """`folder`: where the last minute is kept; `people`: who signs in with a token in place of a key."""
         self.gate = Gate()
+        self._minutes = Minutes(folder, self.gate)
         self._keyring = keyring
         self._ledger = Ledger(store)
         keyring.people = people
@@ -30,9 +35,13 @@ class Accounts:
         await self._ledger.load()
         await self._keyring.load()
 
+    async def recall(self) -> None:
+        """Put back what was taken within the last minute, once all limits are known."""
+        await self._minutes.recall()
+
     async def run(self) -> None:
-        """Write what is spent, for ever; cancel it, and `close` writes the rest."""
-        await self._ledger.run()
+        """Write what is spent and taken, for ever; cancel it, and `close` writes the rest."""
+        await asyncio.gather(self._ledger.run(), self._minutes.run())
 
     def _limit(self, key: StoredKey) -> None:
         spec = key.spec
@@ -67,4 +76,5 @@ class Accounts:
             await self._ledger.write()
         except DatabaseError as problem:
             log.error("what keys have spent is lost: the database took no writes", problem=str(problem))  # noqa: TRY400 - the cause is all there is to tell
+        await self._minutes.write()
         await self.note_used()

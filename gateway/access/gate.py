@@ -141,6 +141,11 @@ class Gate:
         }
         self._let_in()
 
+    @property
+    def by_name(self) -> tuple[dict[str, Quota], dict[str, Quota]]:
+        """The quotas of keys by their ids, and of endpoints by their names."""
+        return self._keys, self._endpoints
+
     def account(self, key_id: str) -> Account | None:
         """The account of a key that has a budget."""
         quota = self._keys.get(key_id)

@@ -41,6 +41,13 @@ class Hold(NamedTuple):
     reserved_cost: int = 0
 
 
+class Taken(NamedTuple):
+    """What was taken within a minute: amounts by the whole seconds since."""
+
+    requests: list[tuple[int, int]]
+    tokens: list[tuple[int, int]]
+
+
 class Quota:
     """The limits of one key or endpoint, and what is taken of them."""
 
@@ -141,6 +148,20 @@ class Quota:
         window = self.tokens
         bucket = window.take(tokens, now.steady) if window is not None else None
         return Hold(tokens, window, bucket, self.account, cost)
+
+    def taken(self, now: float) -> Taken:
+        """What is taken of the last minute."""
+        return Taken(
+            self.requests.ages(now) if self.requests is not None else [],
+            self.tokens.ages(now) if self.tokens is not None else [],
+        )
+
+    def put_back(self, taken: Taken, passed: float, now: float) -> None:
+        """Take what was taken of this quota `passed` seconds ago, in another life of the gateway."""
+        if self.requests is not None:
+            self.requests.put_back(taken.requests, passed, now)
+        if self.tokens is not None:
+            self.tokens.put_back(taken.tokens, passed, now)
 
     def settle(self, hold: Hold, tokens: int, now: Now, cost: int = 0) -> None:
         """The request is over, and took so many tokens, and billionths of a unit, in truth."""

@@ -6,6 +6,7 @@ most two ticks after it was taken.
 """
 
 from collections import deque
+from collections.abc import Iterable
 
 TICKS_A_SECOND = 100
 TICKS = 60 * TICKS_A_SECOND + 1
@@ -86,6 +87,24 @@ class Window:
         self._forget(now)
         left = _left(self._buckets[-1], now) if self._buckets else 0.0
         return max(0, self.limit - self._taken), self.limit, left
+
+    def ages(self, now: float) -> list[tuple[int, int]]:
+        """What is taken, by how many whole seconds ago: never longer ago than it was."""
+        tick = self._forget(now)
+        sums: dict[int, int] = {}
+        for bucket in self._buckets:
+            if bucket.amount:
+                age = (tick - bucket.tick) // TICKS_A_SECOND
+                sums[age] = sums.get(age, 0) + bucket.amount
+        return list(sums.items())
+
+    def put_back(self, ages: Iterable[tuple[int, int]], passed: float, now: float) -> None:
+        """Take what another window had taken when its ages were asked for, `passed` seconds ago; before all else."""
+        for age, amount in sorted(ages, reverse=True):
+            if age + passed < TICKS / TICKS_A_SECOND:
+                # one tick late: nobody knows where in its tick it was taken
+                self._buckets.append(Bucket(int((now - passed - age) * TICKS_A_SECOND) + 1, amount))
+                self._taken += amount
 
     def _forget(self, now: float) -> int:
         """Let go of what is more than a minute old; the tick that is now."""

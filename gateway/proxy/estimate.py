@@ -5,6 +5,7 @@ from typing import Annotated
 
 import msgspec
 
+from gateway.errors import BadRequest
 from gateway.prices import Price
 from gateway.proxy.meter import BYTES_A_TOKEN
 from gateway.proxy.peek import ABSENT, is_form
@@ -17,8 +18,20 @@ MEDIA_TOKENS = 1024
 MEDIA_BYTES = 4096
 """Of a part of the prompt, from which on media is looked for."""
 MEDIA = re.compile(rb'"(?:data:[^"]*|[A-Za-z0-9+/_=-]{4096,})"')
-GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
-"""Routes that answer with text of a model."""
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "/v1/chat/completions": ("max_completion_tokens", "max_tokens"),
+    "/v1/completions": ("max_tokens",),
+    "/v1/responses": ("max_output_tokens",),
+    "/v1/messages": ("max_tokens",),
+}
+"""Routes that answer with text of a model, and what bounds its length there; elsewhere such a field means nothing."""
+SHORT_TOKENS = 16
+"""Of a completion that does not say how long it may be: vLLM's default for that route."""
+STARTS = b'"{'
+TEXTS = re.compile(rb'["{]')
+FIRST = re.compile(rb'\[\s*["\[{]')
+"""How a list begins whose entries are texts, lists or objects; tokens are numbers."""
+ARRAY = ord("[")
 MOST = 2**40
 """Whatever a request asks for, sums of it fit into the database."""
 
@@ -35,26 +48,63 @@ class _Asked(msgspec.Struct, frozen=True):
     prompt: msgspec.Raw = ABSENT
     input: msgspec.Raw = ABSENT
     tools: msgspec.Raw = ABSENT
+    # with each of these texts something is compared
+    documents: msgspec.Raw = ABSENT
+    data_2: msgspec.Raw = ABSENT
+    items: msgspec.Raw = ABSENT
+    text_2: msgspec.Raw = ABSENT
+    # namely one of these
+    query: msgspec.Raw = ABSENT
+    queries: msgspec.Raw = ABSENT
+    text_1: msgspec.Raw = ABSENT
+    data_1: msgspec.Raw = ABSENT
     max_tokens: msgspec.Raw = ABSENT
     max_completion_tokens: msgspec.Raw = ABSENT
     max_output_tokens: msgspec.Raw = ABSENT
     n: msgspec.Raw = ABSENT
+    best_of: msgspec.Raw = ABSENT
+    background: msgspec.Raw = ABSENT
 
 
+COMPARED, REPEATED, ALL = 6, 10, 14
+"""Where those begin among the fields, and where what makes the prompt ends."""
+NO_MORE = (ABSENT,) * (ALL - COMPARED)
+
+_fields = msgspec.structs.astuple
 _decode = msgspec.json.Decoder(_Asked).decode
 _count = msgspec.json.Decoder(Count).decode
+_text = msgspec.json.Decoder(str | float).decode
+_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = None) -> Estimate:
-    """The prompt's bytes by BYTES_A_TOKEN, and `n` times the most it asks for. The body was read before."""
+    """The prompt's bytes by BYTES_A_TOKEN, and the most it asks for, as often as it asks. The body was read before.
+
+    Raises BadRequest for an answer that would be generated after the request has ended, where nothing counts it.
+    """
     if is_form(content_type):  # speech: engines tell no tokens of it
         return Estimate(0, 0)
     asked = _decode(body)
     prompt = _prompt_tokens(asked)
-    if path not in GENERATING:
+    bounds = ANSWERS.get(path)
+    if bounds is None:
         return Estimate(prompt, prompt, prompt, price)
-    count = _number(asked.n) or 1
-    most = _number(asked.max_completion_tokens) or _number(asked.max_output_tokens) or _number(asked.max_tokens)
+    if path == "/v1/responses" and bytes(asked.background) == b"true":
+        raise BadRequest(
+            "'background' is not taken from keys and for endpoints that have limits: what is generated behind a "
+            "request's back can't be counted. Send it with a key without limits, or without 'background'",
+            param="background",
+        )
+    count = 1
+    if asked.n is not ABSENT or asked.best_of is not ABSENT:
+        count = max(_number(asked.n) or 1, _number(asked.best_of) or 1)
+    most = _number(getattr(asked, bounds[0]))
+    if most is None and len(bounds) > 1:
+        most = _number(getattr(asked, bounds[1]))
+    if path == "/v1/completions":
+        count *= _how_many(asked.prompt)
+        if asked.max_tokens is ABSENT:
+            most = SHORT_TOKENS
     if most is not None:
         asks = min(MOST, prompt + count * most)
         return Estimate(asks, asks, prompt, price)
@@ -62,25 +112,57 @@ def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = 
 
 
 def _prompt_tokens(asked: _Asked) -> int:
-    size = media = 0
-    for raw in (asked.instructions, asked.system, asked.messages, asked.prompt, asked.input, asked.tools):
-        if raw is ABSENT:
-            continue
-        view = memoryview(raw)
-        length = len(view)
-        size += length
-        if length > MEDIA_BYTES:
-            for found in MEDIA.finditer(view):
-                size -= found.end() - found.start()
-                media += MEDIA_TOKENS
+    fields: tuple[msgspec.Raw, ...] = _fields(asked)
+    tokens = 0
+    for raw in fields[:COMPARED]:
+        if raw is not ABSENT:
+            tokens += _tokens_of(raw)
+    return tokens if fields[COMPARED:ALL] == NO_MORE else min(MOST, tokens + _compared(fields))
+
+
+def _compared(fields: tuple[msgspec.Raw, ...]) -> int:
+    """Tokens of texts that are compared with each other."""
+    texts = [raw for raw in fields[COMPARED:REPEATED] if raw is not ABSENT]
+    repeated = [raw for raw in fields[REPEATED:ALL] if raw is not ABSENT]
+    # of two lists, each text of one is compared with one of the other
+    once = any(_how_many(raw) > 1 for raw in repeated)
+    times = 1 if once else max(map(_how_many, texts), default=1)
+    return sum(map(_tokens_of, texts)) + sum(map(_tokens_of, repeated)) * times
+
+
+def _tokens_of(raw: msgspec.Raw) -> int:
+    view = memoryview(raw)
+    size = len(view)
+    # tokens already, in one list or in several
+    if view[0] == ARRAY and view[1] not in STARTS and not TEXTS.search(view):
+        return bytes(view).count(b",") + 1
+    if size <= MEDIA_BYTES:
+        return -(-size // BYTES_A_TOKEN)
+    media = 0
+    for found in MEDIA.finditer(view):
+        size -= found.end() - found.start()
+        media += MEDIA_TOKENS
     return -(-size // BYTES_A_TOKEN) + media
 
 
+def _how_many(raw: msgspec.Raw) -> int:
+    """Texts (or lists of tokens) in a field that may hold one or a list of them."""
+    return max(1, len(_list(raw))) if FIRST.match(memoryview(raw)) else 1
+
+
 def _number(raw: msgspec.Raw) -> int | None:
-    """A positive whole number; None for anything else, which is the engine's to refuse."""
+    """A positive whole number, also one that is written as a text or with a point: engines take those too.
+
+    None for anything else, which is the engine's to refuse.
+    """
     if raw is ABSENT:
         return None
     try:
         return _count(raw)
     except msgspec.DecodeError:
+        pass
+    try:
+        number = float(_text(raw))
+    except (msgspec.DecodeError, ValueError):
         return None
+    return int(number) if 1 <= number <= MOST and number.is_integer() else None

@@ -1,7 +1,10 @@
 """What keys may do, what is kept of what they do, and what limits them, where several parts have to work together."""
 
 import contextlib
+import json
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -88,11 +91,8 @@ def test_asking_for_a_stored_response_counts_as_a_request_and_takes_no_tokens(st
         assert user.client.get(path).status_code == 200
         assert user.client.get(path).status_code == 429
         assert user.respond().status_code == 429
-        assert stack.client.get(f"/api/keys/{user.id}").json()["spent"] | {"resets_at": 0} == {
-            "tokens": spent,
-            "reserved": 0,
-            "resets_at": 0,
-        }
+        after = stack.client.get(f"/api/keys/{user.id}").json()["spent"]
+        assert (after["tokens"], after["reserved"]) == (spent, 0)
         rows = stack.client.get("/api/usage").json()["rows"]
         assert [row["tokens_in"] + row["tokens_out"] for row in rows if row["name"] == user.id] == [spent]
 
@@ -170,6 +170,42 @@ def test_a_revoked_key_ends_what_waits_and_lets_answers_end_that_have_begun(stac
         assert "invalid_api_key" in "".join(seen)
         assert "revoked" in "".join(seen)
         assert "data: [DONE]" in list(lines)
+
+
+def test_a_restart_begins_no_new_minute_and_forgets_no_use_of_a_key(stack: Stack) -> None:
+    limits = {"requests_per_minute": 4, "tokens_per_minute": 100_000}
+    with users(stack, {"limits": limits}, {}) as (user, other):
+        began = time.monotonic()
+        kept = f"{RESPONSES}/{user.respond(max_output_tokens=5).json()['id']}"
+        assert user.client.get(kept).headers["x-ratelimit-remaining-requests"] == "2"
+        assert other.client.post(CHAT, json=chat("first")).status_code == 200
+        gateway = stack.gateway
+        assert gateway is not None
+        gateway.signal(signal.SIGTERM)
+        assert gateway.wait(60) == 0
+        gateway.stop()
+        gateway = stack.start_gateway()
+        wait_until(stack.is_ready, "the gateway is ready")
+        for one in (user, other):
+            assert stack.client.get(f"/api/keys/{one.id}").json()["last_used_at"] is not None
+        # nobody knows any more whose response it is: so it is nobody's
+        assert user.client.get(kept).status_code == 404
+        third = user.client.post(CHAT, json=chat("first"))
+        assert third.status_code == 200
+        file = stack.folder / "data" / "minutes.json"
+
+        def taken() -> int:
+            requests = json.loads(file.read_bytes())["keys"].get(user.id, [[], []])[0]
+            return sum(amount for _, amount in requests)
+
+        wait_until(lambda: taken() == 3 or time.monotonic() - began > 50, "the minute is kept", seconds=60)
+        gateway.kill()
+        gateway.stop()
+        stack.start_gateway()
+        wait_until(stack.is_ready, "the gateway is ready")
+        statuses = [user.client.post(CHAT, json=chat("first")).status_code for _ in range(2)]
+        if time.monotonic() - began < 50:  # else the minute may be over, on a machine that stood still
+            assert statuses == [200, 429]
 
 
 # the trail

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy.estimate import MEDIA_TOKENS, OUTPUT_TOKENS, estimate
+from gateway.errors import BadRequest
+from gateway.proxy.estimate import MEDIA_TOKENS, OUTPUT_TOKENS, SHORT_TOKENS, estimate
 from gateway.types import Estimate
 
 CHAT = "/v1/chat/completions"
@@ -26,18 +27,60 @@ def of(path: str = CHAT, **fields: object) -> Estimate:
         (CHAT, {"max_tokens": 50}),
         (CHAT, {"max_completion_tokens": 50, "max_tokens": 9}),
         (CHAT, {"max_tokens": 10, "n": 5}),
+        (CHAT, {"max_tokens": "50", "n": 1.0}),
+        (CHAT, {"max_tokens": 50, "max_output_tokens": 1, "best_of": 1}),
+        ("/v1/completions", {"max_tokens": 10, "n": 2, "best_of": 5}),
+        ("/v1/completions", {"max_tokens": 50, "max_completion_tokens": 1}),
         ("/v1/messages", {"max_tokens": 50}),
-        ("/v1/responses", {"max_output_tokens": 50}),
+        ("/v1/responses", {"max_output_tokens": 50, "max_tokens": 1}),
     ],
 )
 def test_a_request_that_says_how_much_it_asks_for_reserves_that(path: str, fields: dict[str, object]) -> None:
     assert of(path, messages=MESSAGES, **fields) == Estimate(PROMPT + 50, PROMPT + 50, PROMPT)
 
 
-@pytest.mark.parametrize("most", [None, "50", -1, 0, 1.5, [], {}])
+@pytest.mark.parametrize("most", [None, "many", -1, 0, 1.5, [], {}])
 def test_one_that_does_not_reserves_the_usual_output(most: object) -> None:
     assert of(messages=MESSAGES, max_tokens=most) == Estimate(PROMPT, PROMPT + OUTPUT_TOKENS, PROMPT)
     assert of(messages=MESSAGES, max_tokens=most, n=2) == Estimate(PROMPT, PROMPT + 2 * OUTPUT_TOKENS, PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "how_many", "tokens"),
+    [
+        ("x" * 398, 1, 100),
+        (["x" * 97, "x" * 97], 2, 51),
+        ([[1, 2, 3], [4, 5]], 2, 5),
+        (list(range(1_000)), 1, 1_000),
+        ([[7] * 50], 1, 50),
+        (["one"], 1, 2),
+        ([], 1, 1),
+    ],
+)
+def test_each_prompt_of_a_list_asks_for_an_answer_and_tokens_are_counted_as_such(
+    prompt: object, how_many: int, tokens: int
+) -> None:
+    asks = tokens + how_many * 3 * 10
+    assert of("/v1/completions", prompt=prompt, max_tokens=10, n=3) == Estimate(asks, asks, tokens)
+    assert of("/v1/embeddings", input=prompt) == Estimate(tokens, tokens, tokens)
+    # vLLM's own default, and nothing known where it is switched off
+    assert of("/v1/completions", prompt=prompt).likely == tokens + how_many * SHORT_TOKENS
+    assert of("/v1/completions", prompt=prompt, max_tokens=None).likely == tokens + how_many * OUTPUT_TOKENS
+
+
+def test_a_query_counts_with_each_document_and_of_two_lists_each_text_once() -> None:
+    query, documents = "q" * 38, ["d" * 37] * 10
+    assert of("/v1/rerank", query=query, documents=documents).least == 10 * 10 + 101
+    assert of("/v1/score", text_1=query, text_2=documents).least == 10 * 10 + 101
+    assert of("/v1/score", text_1=documents, text_2=documents).least == 2 * 101
+    assert of("/v1/score", queries=query, items=documents).least == 10 * 10 + 101
+
+
+def test_what_would_be_generated_behind_the_requests_back_is_refused() -> None:
+    with pytest.raises(BadRequest) as caught:
+        of("/v1/responses", input="x", background=True)
+    assert caught.value.param == "background"
+    assert of("/v1/responses", input="x", background=False).least == 1
 
 
 def test_routes_without_an_answer_of_a_model_reserve_their_prompt() -> None:

@@ -63,6 +63,8 @@ from gateway.scheduling.types import Plan, Situation
 from gateway.settings import Settings
 from gateway.sizes import Sizes
 from gateway.trials import Trials
+from gateway.usage.gpu_recorder import GpuRecorder
+from gateway.usage.gpu_store import GpuStore
 from gateway.usage.recorder import Recorder, prune_daily
 from gateway.usage.routes import UsageRoutes
 from gateway.usage.store import UsageStore
@@ -113,6 +115,8 @@ class Gateway:
         self._tell()
         self.usage = UsageStore(database)
         self.recorder = Recorder(self.usage, on_drop=self.metrics.usage_dropped.inc)
+        self.gpu_usage = GpuStore(database)
+        self.gpu_recorder = GpuRecorder(self.gpu_usage, self.registry.price, settings.kwh_price)
         self.watch = Watch(database, well=self.recorder.try_now)
         self.backups = Backups(database, settings.backups, settings.backups_kept)
         self.captures = Captures(CaptureStore(database), settings)
@@ -146,6 +150,7 @@ class Gateway:
         self.learned.notice(observed, self.catalogue.model_at)
         self.chronicle.seen(observed)
         self.refusals.notice(observed)
+        self.gpu_recorder.notice(observed)
 
     def _planned(self, situation: Situation, plan: Plan) -> None:
         self.chronicle.planned(plan, connected=self.scheduler.connected)
@@ -174,6 +179,7 @@ class Gateway:
         self.demand.set_endpoints(self.catalogue.ceilings())
         self.accounts.gate.set_endpoints({endpoint.spec.name: endpoint.spec.limits for endpoint in self.registry.all()})
         self.scheduler.look_again()
+        self.gpu_recorder.look()
 
     async def prepare(self, spec: EndpointSpec) -> None:
         """Start the downloads of a model and adapters that are not here. Raises Conflict if the manager refuses one."""
@@ -259,6 +265,7 @@ class Gateway:
         await self.manager.close()
         await self.decisions.close()
         await self.recorder.stop()
+        await self.gpu_recorder.close()
         await self.accounts.close()
         await self.database.close()
 
@@ -284,6 +291,7 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.accounts.run(), name="budgets"),
             asyncio.create_task(gateway.captures.run(), name="captures"),
             asyncio.create_task(gateway.watch.run(), name="database watch"),
+            asyncio.create_task(gateway.gpu_recorder.run(), name="GPU usage"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
         try:
@@ -318,6 +326,8 @@ def litestar(gateway: Gateway) -> Litestar:
         "captures": gateway.captures,
         "settle": gateway.sign_ins.write,
         "recorder": gateway.recorder,
+        "gpu_usage": gateway.gpu_usage,
+        "gpu_recorder": gateway.gpu_recorder,
         "cost_unit": gateway.settings.cost_unit,
         "backups": gateway.backups,
     }

@@ -13,6 +13,9 @@ TOKENS = 1_000_000
 """What prices of tokens are for."""
 NANO_A_TOKEN = BILLION // TOKENS
 HOUR_MS = 3_600_000
+KWH_MJ = 3_600_000_000
+"""Millijoules of a kilowatt hour."""
+WH_MJ = 3_600_000
 MOST = 10**15
 """Billionths that one request, or one look at the GPUs, costs at most: a million units. Sums of it fit into SQLite."""
 
@@ -45,6 +48,11 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def of_gpu(self, milliseconds: float) -> int:
         """Billionths for so much time of one whole GPU."""
         return min(round(self.gpu_hour * milliseconds / HOUR_MS * BILLION), MOST)
+
+
+def of_energy(millijoules: float, kwh_price: float) -> int:
+    """Billionths for so much energy, at units a kilowatt hour."""
+    return min(round(kwh_price * millijoules / KWH_MJ * BILLION), MOST)
 
 
 def units(billionths: int) -> float:

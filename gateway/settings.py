@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from gateway.addresses import is_network
+from gateway.prices import BILLION
 from gateway.sign_in import is_safe, roles_of
 from gateway.types import Allowable
 
@@ -123,6 +124,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Days for which each request's usage is kept; sums by day, key and endpoint stay."""
     cost_unit: str = ""
     """What prices are in (EUR, USD, credits): shown beside costs, never computed with."""
+    kwh_price: float | None = None
+    """What a kilowatt hour of the GPUs costs, in the unit of prices; not set: it is counted and not priced."""
 
     sleep_memory_mib: int | None = None
     """MiB of the machine's memory that sleeping engines may take together; not set: half of it. 0: none."""
@@ -188,6 +191,7 @@ def _check(settings: Settings) -> None:
             seconds = getattr(settings, field.name)
             require(field.name, 0 < seconds < math.inf, "must be a number of seconds greater than 0")
     require("sleep_memory_mib", (settings.sleep_memory_mib or 0) >= 0, "must not be negative")
+    require("kwh_price", 0 <= (settings.kwh_price or 0) <= BILLION, "must not be negative")
     require("gpu_margin_mib", settings.gpu_margin_mib >= 0, "must not be negative")
     require("max_logprobs", settings.max_logprobs >= 0, "must not be negative")
     require("max_tokens", settings.max_tokens >= 0, "must not be negative")

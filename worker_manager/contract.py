@@ -241,6 +241,10 @@ class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     memory_foreign_mib: int = 0
     """MiB in use that no worker of ours accounts for: other programs, and the driver's own reserve."""
     users: tuple[GpuUse, ...] = ()
+    energy_mj: int | None = None
+    """Millijoules since the driver was loaded, as NVML counts them; None where the card does not tell.
+
+    It always grows, so it comes with the next change of anything else, or when a long poll ends."""
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):

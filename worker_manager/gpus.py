@@ -91,6 +91,7 @@ class GpuInventory:
             memory_total_mib=memory.total // MIB,
             memory_used_mib=memory.used // MIB,
             users=tuple(sorted(users, key=lambda use: use.pid)),
+            energy_mj=_energy_mj(nvml, handle),
         )
 
 
@@ -110,6 +111,14 @@ def _attributed(gpu: Gpu, owners: Mapping[int, str], live: list[WorkerSpec]) -> 
         ours = sum(spec.gpu_memory_mib or gpu.memory_total_mib for spec in on_card)
     foreign = max(0, gpu.memory_used_mib - ours)
     return msgspec.structs.replace(gpu, users=users, memory_foreign_mib=foreign)
+
+
+def _energy_mj(nvml: Any, handle: object) -> int | None:
+    """Cards before Volta have no counter."""
+    try:
+        return int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    except nvml.NVMLError:
+        return None
 
 
 def _text(value: str | bytes) -> str:

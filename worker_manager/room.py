@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from worker_manager.contract import Gpu, WorkerSpec, WorkerState
 from worker_manager.launchers.base import Unit
 from worker_manager.tracked import TURN, Tracked
@@ -22,6 +24,15 @@ def live_specs(tracked: Mapping[str, Tracked], units: Mapping[str, Unit]) -> lis
 def sleepers(tracked: Mapping[str, Tracked]) -> frozenset[str]:
     """The workers that gave their memory back, so that their promise does not count."""
     return frozenset(id_ for id_, known in tracked.items() if known.state is WorkerState.ASLEEP)
+
+
+def is_alike(gpus: tuple[Gpu, ...], others: tuple[Gpu, ...]) -> bool:
+    """Whether both pictures are the same but for the energy used, which is another one at each look."""
+    return _without_energy(gpus) == _without_energy(others)
+
+
+def _without_energy(gpus: tuple[Gpu, ...]) -> list[Gpu]:
+    return [msgspec.structs.replace(gpu, energy_mj=None) for gpu in gpus]
 
 
 def held(gpus: tuple[Gpu, ...], worker: str) -> dict[str, int]:

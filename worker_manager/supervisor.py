@@ -246,7 +246,7 @@ class Supervisor:
             self._act(action)
         self._listed = True
         self._check_settled()
-        if before != self.gpus:
+        if not room.is_alike(before, self.gpus):
             self._on_change()
 
     def _act(self, action: act.Action) -> None:

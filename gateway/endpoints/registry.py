@@ -19,6 +19,7 @@ from gateway.endpoints.store import EndpointStore, shown
 from gateway.endpoints.types import AdapterFacts, AdapterSource, Endpoint, EndpointSpec, Meant, ModelFacts, RolledBack
 from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
+from gateway.prices import Price
 from worker_manager.contract import Failure, HostFacts
 
 log = structlog.get_logger(__name__)
@@ -86,6 +87,11 @@ class Registry:
     def find(self, name: str) -> Endpoint | None:
         """The endpoint with exactly this name."""
         return self._endpoints.get(name)
+
+    def price(self, name: str) -> Price | None:
+        """What the endpoint with exactly this name costs by; None also where there is none."""
+        found = self._endpoints.get(name)
+        return found.spec.price if found is not None else None
 
     def resolve(self, model: str, allowed: Callable[[str], bool]) -> Meant:
         """The endpoint that a request means by `model`. Raises UnknownModel with names near it that the key may see.

@@ -11,9 +11,11 @@ from litestar import Controller, Request, Response, get
 from gateway.errors import BadRequest
 from gateway.http import needs
 from gateway.types import Scope
+from gateway.usage.gpu_recorder import GpuRecorder
+from gateway.usage.gpu_store import GpuStore
 from gateway.usage.recorder import Recorder
 from gateway.usage.store import UsageStore
-from gateway.usage.types import By, Sum, UsageReport, UsageRow, row
+from gateway.usage.types import By, GpuSum, Sum, UsageReport, UsageRow, row
 
 DAYS = 30
 """What is shown where nothing is said: today and the days before it."""
@@ -28,7 +30,13 @@ class UsageRoutes(Controller):
 
     @get("/api/usage")
     async def sums(
-        self, request: Request[Any, Any, Any], usage: UsageStore, recorder: Recorder, cost_unit: str
+        self,
+        request: Request[Any, Any, Any],
+        usage: UsageStore,
+        recorder: Recorder,
+        gpu_usage: GpuStore,
+        gpu_recorder: GpuRecorder,
+        cost_unit: str,
     ) -> Response[UsageReport] | Response[str]:
         """Sums of every request that has ended."""
         given = _parameters(request)
@@ -36,16 +44,25 @@ class UsageRoutes(Controller):
         wants_csv = _wants_csv(given.get("format"), request.headers.get("accept", ""))
         await recorder.flush()
         sums = await usage.sums(by, first, last)
-        total = Sum()
-        for _, one in sums:
+        gpus = {}
+        if by is not By.KEY:
+            await gpu_recorder.flush()
+            gpus = await gpu_usage.sums(by, first, last)
+        total, all_gpus = Sum(), GpuSum()
+        for one in sums.values():
             total = total.plus(one)
+        for used in gpus.values():
+            all_gpus = all_gpus.plus(used)
         report = UsageReport(
             by=by,
             unit=cost_unit,
             first_day=first,
             last_day=last,
-            total=row("total", total),
-            rows=[row(name, one) for name, one in sums],
+            total=row("total", total, None if by is By.KEY else all_gpus),
+            rows=[
+                row(name, sums.get(name, Sum()), None if by is By.KEY else gpus.get(name, GpuSum()))
+                for name in sorted(sums.keys() | gpus.keys())
+            ],
             unwritten=recorder.unwritten,
         )
         if not wants_csv:

@@ -33,17 +33,17 @@ class UsageStore:
             await write.execute_many(INSERT, records)
             await write.execute_many(ADD, [(*group, *total) for group, total in sums.items()])
 
-    async def sums(self, by: By, first_day: str, last_day: str) -> list[tuple[str, Sum]]:
-        """Sums of the days from `first_day` to `last_day`, both included, in the order of their names."""
+    async def sums(self, by: By, first_day: str, last_day: str) -> dict[str, Sum]:
+        """Sums of the days from `first_day` to `last_day`, both included, by key, endpoint or day."""
         # not sum(), which fails where it overflows
         added = ", ".join(f"total({name})" for name in Sum._fields)
         column = GROUPED[by]
         rows = await self._database.rows(
             f"SELECT {column}, {added} FROM usage_days WHERE day BETWEEN ? AND ? "  # noqa: S608 - our own names
-            f"GROUP BY {column} ORDER BY {column}",
+            f"GROUP BY {column}",
             (first_day, last_day),
         )
-        return [(str(name), Sum(*map(int, numbers))) for name, *numbers in rows]
+        return {str(name): Sum(*map(int, numbers)) for name, *numbers in rows}
 
     async def prune(self, before: float, most: int) -> int:
         """Delete at most so many requests that ended before this time (Unix seconds); how many there were."""

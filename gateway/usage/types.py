@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.prices import units
+from gateway.prices import WH_MJ, units
 from gateway.types import Used
 
 DAY_SECONDS = 86_400
@@ -57,6 +57,40 @@ class Sum(NamedTuple):
         return Sum(*map(add, self, other))
 
 
+class GpuSum(NamedTuple):
+    """What an endpoint has had of the GPUs; the columns of `gpu_days` in their order, with fractions until written."""
+
+    gpu_ms: float = 0
+    """Milliseconds of one whole GPU."""
+    gpu_cost: int = 0
+    """Billionths of a unit."""
+    energy_mj: float | None = None
+    """Millijoules; None where no card told."""
+    energy_cost: int | None = None
+    """Billionths of a unit; None where the energy or its price is not known."""
+
+    def plus(self, other: "GpuSum") -> "GpuSum":
+        """Both together; what only one of them knows is what is known."""
+        return GpuSum(
+            self.gpu_ms + other.gpu_ms,
+            self.gpu_cost + other.gpu_cost,
+            _known(self.energy_mj, other.energy_mj),
+            _whole(_known(self.energy_cost, other.energy_cost)),
+        )
+
+    def whole(self) -> tuple[int, int, int | None, int | None]:
+        """As it is stored."""
+        return round(self.gpu_ms), self.gpu_cost, _whole(self.energy_mj), self.energy_cost
+
+
+def _known(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else one + other
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else round(number)
+
+
 def added_up(records: list[Used]) -> dict[Group, Sum]:
     """Sums of requests by day, key and endpoint."""
     groups: dict[tuple[int, str, str], list[Used]] = {}
@@ -104,10 +138,17 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
     mean_total_ms: float | None
     token_cost: float
     """What the requests cost, in units, each by the price of its time."""
+    gpu_seconds: float | None
+    """Of one whole GPU, held by its workers while they were awake; None by key: no key holds a GPU."""
+    gpu_cost: float | None
+    energy_wh: float | None
+    """None where no card told, and by key."""
+    energy_cost: float | None
+    """None where the energy or HOSTLER_KWH_PRICE is not known."""
 
 
-def row(name: str, total: Sum) -> UsageRow:
-    """A sum as it is shown; means are null where there is nothing to take them of."""
+def row(name: str, total: Sum, gpus: GpuSum | None) -> UsageRow:
+    """Sums as they are shown; means are null where there is nothing to take them of."""
     return UsageRow(
         name=name,
         requests=total.requests,
@@ -121,6 +162,10 @@ def row(name: str, total: Sum) -> UsageRow:
         mean_first_byte_ms=_mean(total.first_byte_ms, total.answered),
         mean_total_ms=_mean(total.total_ms, total.requests),
         token_cost=units(total.cost),
+        gpu_seconds=None if gpus is None else round(gpus.gpu_ms / 1000, 3),
+        gpu_cost=None if gpus is None else units(gpus.gpu_cost),
+        energy_wh=None if gpus is None or gpus.energy_mj is None else round(gpus.energy_mj / WH_MJ, 6),
+        energy_cost=None if gpus is None or gpus.energy_cost is None else units(gpus.energy_cost),
     )
 
 

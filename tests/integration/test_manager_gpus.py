@@ -1,5 +1,6 @@
 """A real manager on a simulated GPU host: inventory, who holds what, and the memory gate before a start."""
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from tests.testbed.simulated_gpus.host import SimulatedHost, cards
 from worker_manager.contract import FailureKind, Gpu, WorkerState
 
 TOTAL = 10_000
-CARDS = cards(2, TOTAL)
+CARDS = [cards(1, TOTAL)[0], dataclasses.replace(cards(2, TOTAL)[1], energy_mj=None)]
 FIRST, SECOND = (card.uuid for card in CARDS)
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="the stub NVML is compiled with gcc")
@@ -48,6 +49,14 @@ def test_the_cards_are_listed_with_their_memory(machine: Machine) -> None:
         (0, FIRST, TOTAL),
         (1, SECOND, TOTAL),
     ]
+
+
+def test_energy_is_told_where_a_card_counts_it_and_alone_is_no_news(machine: Machine, host: SimulatedHost) -> None:
+    before = machine.observed()
+    assert [each.energy_mj for each in before.host.gpus] == [1_000_000, None]
+    counter = host.spend(FIRST, 5_000)
+    wait_until(lambda: gpu(machine).energy_mj == counter, "the energy is seen", seconds=30)
+    assert machine.observed().version == before.version
 
 
 def test_memory_is_told_apart_by_who_holds_it(machine: Machine, host: SimulatedHost) -> None:

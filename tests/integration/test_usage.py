@@ -53,8 +53,8 @@ def official(stack: Stack, key: str) -> openai.OpenAI:
 def row_of(stack: Stack, key_id: str) -> dict[str, Any]:
     """A key's sums, without its times, its name and its cost."""
     row = usage(stack)[key_id]
-    left = ("name", "token_cost")
-    return {name: value for name, value in row.items() if name not in left and not name.startswith("mean_")}
+    left = ("name", "mean_", "token_cost", "gpu_", "energy_")
+    return {name: value for name, value in row.items() if not name.startswith(left)}
 
 
 def sums(requests: int, **others: int) -> dict[str, int]:
@@ -93,6 +93,8 @@ def test_every_route_is_counted_as_the_engine_counts(stack: Stack) -> None:
     )
     by_endpoint = usage(stack, "endpoint")
     assert by_endpoint["counted"]["requests"] == 10
+    on_cpus = {name: by_endpoint["counted"][name] for name in ("gpu_seconds", "gpu_cost", "energy_wh", "energy_cost")}
+    assert on_cpus == {"gpu_seconds": 0, "gpu_cost": 0, "energy_wh": None, "energy_cost": None}
     assert by_endpoint["vectors"]["requests"] == 1
     assert by_endpoint["counted"]["mean_total_ms"] >= by_endpoint["counted"]["mean_first_byte_ms"] >= 0
 

@@ -39,7 +39,7 @@ async def store(database: Database) -> UsageStore:
 
 
 async def written(store: UsageStore) -> int:
-    return sum([total.requests for _, total in await store.sums(By.DAY, "0001-01-01", "9999-12-31")])
+    return sum([total.requests for total in (await store.sums(By.DAY, "0001-01-01", "9999-12-31")).values()])
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
@@ -65,9 +65,9 @@ async def test_records_are_written_with_their_sums_when_the_recorder_stops(store
     for number in range(2500):
         recorder.record(used(number, at=NOON + number))
     await recorder.stop()
-    assert (await store.sums(By.KEY, "2024-10-04", "2024-10-04")) == [
-        ("k", Sum(2500, 0, 0, 0, 25_000, 7500, 12_500, 2500, 2500, 50_000, 75_000, 100_000))
-    ]
+    assert (await store.sums(By.KEY, "2024-10-04", "2024-10-04")) == {
+        "k": Sum(2500, 0, 0, 0, 25_000, 7500, 12_500, 2500, 2500, 50_000, 75_000, 100_000)
+    }
 
 
 async def test_a_flush_returns_when_everything_is_written(store: UsageStore) -> None:
@@ -169,7 +169,7 @@ async def test_old_requests_go_and_their_sums_stay(
 async def test_costs_without_measure_are_written_too_and_stop_at_what_the_database_holds(store: UsageStore) -> None:
     for _ in range(10):
         await store.add([used(number, cost=MOST) for number in range(1000)])
-    [(_, total)] = await store.sums(By.KEY, "2024-10-04", "2024-10-04")
+    [total] = (await store.sums(By.KEY, "2024-10-04", "2024-10-04")).values()
     assert (total.requests, total.cost) == (10_000, 2**62)
 
 
@@ -178,10 +178,10 @@ async def test_sums_are_by_key_endpoint_or_day_of_the_days_asked_for(store: Usag
         [used(1), used(2, key="x", status=502), used(3, at=NOON + DAY, endpoint="f"), used(4, at=NOON - 9 * DAY)]
     )
     days = ("2024-10-04", "2024-10-05")
-    assert [(name, total.requests) for name, total in await store.sums(By.KEY, *days)] == [("k", 2), ("x", 1)]
-    assert [(name, total.requests) for name, total in await store.sums(By.ENDPOINT, *days)] == [("e", 2), ("f", 1)]
-    by_day = await store.sums(By.DAY, *days)
-    assert [(name, total.requests, total.errors) for name, total in by_day] == [
-        ("2024-10-04", 2, 1),
-        ("2024-10-05", 1, 0),
-    ]
+    by_key, by_endpoint, by_day = [await store.sums(by, *days) for by in (By.KEY, By.ENDPOINT, By.DAY)]
+    assert {name: total.requests for name, total in by_key.items()} == {"k": 2, "x": 1}
+    assert {name: total.requests for name, total in by_endpoint.items()} == {"e": 2, "f": 1}
+    assert {name: (total.requests, total.errors) for name, total in by_day.items()} == {
+        "2024-10-04": (2, 1),
+        "2024-10-05": (1, 0),
+    }

@@ -34,6 +34,8 @@ class Card:
     uuid: str
     name: str
     memory_total_mib: int
+    energy_mj: int | None = 1_000_000
+    """What its counter shows, millijoules; None: it has none, as cards before Volta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ def visible_cards(folder: Path, environment: Mapping[str, str]) -> list[Card]:
 def read_cards(folder: Path) -> list[Card]:
     """Read the cards of `host.json`."""
     found = json.loads((folder / HOST_FILE).read_text())["cards"]
-    return [Card(**card) for card in found]
+    return [Card(**{"energy_mj": None, **card}) for card in found]
 
 
 def live_claims(folder: Path) -> list[Claim]:

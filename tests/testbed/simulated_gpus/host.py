@@ -1,5 +1,6 @@
 """Make a simulated GPU host: a folder with cards and claims, and the stub libnvidia-ml.so.1 that reads it."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -56,6 +57,15 @@ class SimulatedHost:
         with locked(self.folder):
             host = json.loads((self.folder / HOST_FILE).read_text())
             self._write({**host, "foreign": []})
+
+    def spend(self, uuid: str, energy_mj: int) -> int:
+        """Have a card use so much energy, millijoules; what its counter shows then."""
+        with locked(self.folder):
+            host = json.loads((self.folder / HOST_FILE).read_text())
+            card = next(card for card in host["cards"] if card["uuid"] == uuid)
+            card["energy_mj"] += energy_mj
+            self._write(host)
+        return int(card["energy_mj"])
 
     def hold(self, uuid: str, memory_mib: float) -> HeldClaim:
         """Claim memory for the calling process, until it releases the claim or ends."""
@@ -120,4 +130,4 @@ def build_library(folder: Path) -> Path:
 
 
 def _as_json(card: Card) -> dict[str, object]:
-    return {"index": card.index, "uuid": card.uuid, "name": card.name, "memory_total_mib": card.memory_total_mib}
+    return {name: value for name, value in dataclasses.asdict(card).items() if value is not None}

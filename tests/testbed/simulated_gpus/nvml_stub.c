@@ -19,6 +19,7 @@ enum {
     NVML_SUCCESS = 0,
     NVML_ERROR_UNINITIALIZED = 1,
     NVML_ERROR_INVALID_ARGUMENT = 2,
+    NVML_ERROR_NOT_SUPPORTED = 3,
     NVML_ERROR_NOT_FOUND = 6,
     NVML_ERROR_INSUFFICIENT_SIZE = 7,
     NVML_ERROR_DRIVER_NOT_LOADED = 9,
@@ -33,8 +34,8 @@ enum {
 typedef struct {
     char uuid[96];
     char name[96];
-    double total_mib;
-    int index;
+    double total_mib, energy_mj;
+    int index, has_energy;
 } Card;
 
 typedef struct {
@@ -152,6 +153,8 @@ static int read_cards(Card *cards) {
         text_of(object, end, "uuid", card->uuid, sizeof card->uuid);
         text_of(object, end, "name", card->name, sizeof card->name);
         card->total_mib = number_of(object, end, "memory_total_mib");
+        card->energy_mj = number_of(object, end, "energy_mj");
+        card->has_energy = value_of(object, end, "energy_mj") != NULL;
         card->index = (int)number_of(object, end, "index");
         if (is_visible(card)) count++;
     }
@@ -262,6 +265,7 @@ EXPORT const char *nvmlErrorString(nvmlReturn_t result) {
     case NVML_SUCCESS: return "The operation was successful";
     case NVML_ERROR_UNINITIALIZED: return "Uninitialized";
     case NVML_ERROR_INVALID_ARGUMENT: return "Invalid Argument";
+    case NVML_ERROR_NOT_SUPPORTED: return "Not Supported";
     case NVML_ERROR_NOT_FOUND: return "Not Found";
     case NVML_ERROR_INSUFFICIENT_SIZE: return "Insufficient Size";
     case NVML_ERROR_DRIVER_NOT_LOADED: return "Driver Not Loaded";
@@ -403,8 +407,11 @@ EXPORT nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *m
 
 EXPORT nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoules) {
     Card card;
-    *millijoules = 1000000ULL;
-    return card_of(device, &card);
+    nvmlReturn_t result = card_of(device, &card);
+    if (result) return result;
+    if (!card.has_energy) return NVML_ERROR_NOT_SUPPORTED;
+    *millijoules = (unsigned long long)card.energy_mj;
+    return NVML_SUCCESS;
 }
 
 EXPORT nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned int *celsius) {

@@ -1,0 +1,44 @@
+"""The endpoints' use of GPUs in the database: sums by day, for good."""
+
+from collections.abc import Mapping
+
+from gateway.database.connection import Database
+from gateway.usage.types import By, GpuSum
+
+ADD = (
+    "INSERT INTO gpu_days (day, endpoint, gpu_ms, gpu_cost, energy_mj, energy_cost) VALUES (?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT (day, endpoint) DO UPDATE SET "
+    "gpu_ms = gpu_ms + excluded.gpu_ms, "
+    "gpu_cost = gpu_cost + excluded.gpu_cost, "
+    # what nobody told stays null, and is not added to what somebody did
+    "energy_mj = coalesce(energy_mj + excluded.energy_mj, energy_mj, excluded.energy_mj), "
+    "energy_cost = coalesce(energy_cost + excluded.energy_cost, energy_cost, excluded.energy_cost)"
+)
+GROUPED = {By.ENDPOINT: "endpoint", By.DAY: "day"}
+
+
+class GpuStore:
+    """Reads and writes the table `gpu_days`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, sums: Mapping[tuple[str, str], GpuSum]) -> None:
+        """Add sums by day and endpoint to what is there, all or none. Raises DatabaseError."""
+        rows = [(*group, *one.whole()) for group, one in sums.items()]
+        async with self._database.transaction() as write:
+            await write.execute_many(ADD, rows)
+
+    async def sums(self, by: By, first_day: str, last_day: str) -> dict[str, GpuSum]:
+        """Sums of the days from `first_day` to `last_day`, both included, by endpoint or day."""
+        column = GROUPED[by]
+        rows = await self._database.rows(
+            f"SELECT {column}, total(gpu_ms), total(gpu_cost), sum(energy_mj), "  # noqa: S608 - our own names
+            "CASE WHEN count(energy_cost) THEN total(energy_cost) END FROM gpu_days "
+            f"WHERE day BETWEEN ? AND ? GROUP BY {column}",
+            (first_day, last_day),
+        )
+        return {
+            str(name): GpuSum(gpu_ms, int(gpu_cost), energy_mj, None if energy_cost is None else int(energy_cost))
+            for name, gpu_ms, gpu_cost, energy_mj, energy_cost in rows
+        }

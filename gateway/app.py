@@ -66,6 +66,8 @@ from gateway.trials import Trials
 from gateway.usage.gpu_recorder import GpuRecorder
 from gateway.usage.gpu_store import GpuStore
 from gateway.usage.recorder import Recorder, prune_daily
+from gateway.usage.request_routes import RequestRoutes
+from gateway.usage.request_store import RequestStore
 from gateway.usage.routes import UsageRoutes
 from gateway.usage.store import UsageStore
 from worker_manager.contract import DownloadSpec, ObservedSet
@@ -322,6 +324,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "events": gateway.events,
         "decisions": gateway.decisions.read,
         "usage": gateway.usage,
+        "requests": RequestStore(gateway.database),
         "audit": gateway.audit,
         "captures": gateway.captures,
         "settle": gateway.sign_ins.write,
@@ -340,6 +343,7 @@ def litestar(gateway: Gateway) -> Litestar:
             MachineRoutes,
             EventRoutes,
             UsageRoutes,
+            RequestRoutes,
             AuditRoutes,
             BackupRoutes,
             CaptureRoutes,

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -13,13 +12,13 @@ from gateway.http import needs
 from gateway.types import Scope
 from gateway.usage.gpu_recorder import GpuRecorder
 from gateway.usage.gpu_store import GpuStore
+from gateway.usage.questions import days, known, wants_csv
 from gateway.usage.recorder import Recorder
 from gateway.usage.store import UsageStore
 from gateway.usage.types import By, GpuSum, Sum, UsageReport, UsageRow, row
 
 DAYS = 30
 """What is shown where nothing is said: today and the days before it."""
-JSON, CSV = "json", "csv"
 PARAMETERS = ("by", "from", "to", "format")
 
 
@@ -39,9 +38,10 @@ class UsageRoutes(Controller):
         cost_unit: str,
     ) -> Response[UsageReport] | Response[str]:
         """Sums of every request that has ended."""
-        given = _parameters(request)
-        by, (first, last) = _by(given.get("by")), _days(given)
-        wants_csv = _wants_csv(given.get("format"), request.headers.get("accept", ""))
+        given = known(request.query_params, PARAMETERS)
+        by = _by(given.get("by"))
+        first, last = [day.isoformat() for day in days(given, DAYS)]
+        csv_wanted = wants_csv(given.get("format"), request.headers.get("accept", ""))
         await recorder.flush()
         sums = await usage.sums(by, first, last)
         gpus = {}
@@ -65,7 +65,7 @@ class UsageRoutes(Controller):
             ],
             unwritten=recorder.unwritten,
         )
-        if not wants_csv:
+        if not csv_wanted:
             return Response(report)
         name = f"usage-by-{by}-{first}-{last}.csv"
         return Response(
@@ -75,45 +75,11 @@ class UsageRoutes(Controller):
         )
 
 
-def _parameters(request: Request[Any, Any, Any]) -> dict[str, str]:
-    given = dict(request.query_params.items())
-    unknown = sorted(set(given) - set(PARAMETERS))
-    if unknown:
-        raise BadRequest(f"There is no parameter '{unknown[0]}': there are {', '.join(PARAMETERS)}", param=unknown[0])
-    return given
-
-
 def _by(given: str | None) -> By:
     try:
         return By(given or By.KEY)
     except ValueError:
         raise BadRequest(f"by takes {', '.join(By)}, not {given!r}", param="by") from None
-
-
-def _days(given: dict[str, str]) -> tuple[str, str]:
-    """The first and the last day, as `2026-11-23`."""
-    last = _day("to", given.get("to")) or datetime.now(UTC).date()
-    first = _day("from", given.get("from")) or last - timedelta(days=min(DAYS - 1, (last - date.min).days))
-    if first > last:
-        raise BadRequest(
-            f"from ({first}) is later than to ({last}): both are days, the last one included", param="from"
-        )
-    return first.isoformat(), last.isoformat()
-
-
-def _day(name: str, given: str | None) -> date | None:
-    if not given:
-        return None
-    try:
-        return datetime.strptime(given, "%Y-%m-%d").replace(tzinfo=UTC).date()
-    except ValueError:
-        raise BadRequest(f"{name} takes a day in UTC, such as 2026-11-23, not {given!r}", param=name) from None
-
-
-def _wants_csv(given: str | None, accept: str) -> bool:
-    if given not in {None, "", JSON, CSV}:
-        raise BadRequest(f"format takes json or csv, not {given!r}", param="format")
-    return given == CSV if given else "text/csv" in accept
 
 
 def _csv(report: UsageReport) -> str:

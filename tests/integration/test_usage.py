@@ -209,6 +209,40 @@ def test_the_report_is_for_days_and_in_the_form_that_is_asked_for(stack: Stack) 
     assert stack.client.get("/api/usage", params={"by": "day"}).json()["rows"][-1]["name"] == today
 
 
+def test_single_requests_are_told_in_pages_with_what_each_cost(stack: Stack) -> None:
+    stack.endpoint("single", Simulation(answer_tokens=ANSWER), price={"output": 1_000})
+    key_id, key = new_key(stack)
+    ids = [f"single-{number}" for number in range(5)]
+    for one in ids:
+        headers = bearer(key) | {"x-request-id": one}
+        stack.client.post(CHAT, json=chat("single"), headers=headers).raise_for_status()
+    found: list[dict[str, Any]] = []
+    query = {"key": key_id, "endpoint": "single", "limit": "2"}
+    while query.get("before") is not None or not found:
+        page = stack.client.get("/api/usage/requests", params=query).json()
+        assert len(page["requests"]) <= 2
+        assert (page["unit"], page["unwritten"]) == ("EUR", 0)
+        found += page["requests"]
+        query["before"] = page["next"]
+    assert [one["request_id"] for one in found] == ids[::-1]
+    for one in found:
+        assert (one["key"], one["endpoint"], one["status"], one["tokens_out"]) == (key_id, "single", 200, ANSWER)
+        assert (one["cost"], one["priority"], one["stream"]) == (ANSWER / 1_000, "interactive", False)
+        assert one["total_ms"] >= one["first_byte_ms"] >= one["queue_ms"] >= 0
+    table = stack.client.get("/api/usage/requests", params={"key": key_id, "format": "csv", "limit": "3"})
+    assert [row["request_id"] for row in csv.DictReader(table.text.splitlines())] == ids[:1:-1]
+    query = {"key": key_id, "format": "csv", "before": table.headers["x-hostler-next"]}
+    rest = stack.client.get("/api/usage/requests", params=query)
+    assert [row["request_id"] for row in csv.DictReader(rest.text.splitlines())] == ids[1::-1]
+    assert "x-hostler-next" not in rest.headers
+    for query in ({"from": "0001-01-01", "to": "9999-12-31"}, {"from": "9999-12-31", "to": "9999-12-31"}):
+        assert stack.client.get("/api/usage/requests", params=query).status_code == 200
+    for name, text in (("limit", "0"), ("before", "yesterday"), ("before", "1-" + "9" * 30), ("by", "key")):
+        refused = stack.client.get("/api/usage/requests", params={name: text})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
+    assert httpx.get(f"{stack.address}/api/usage/requests", headers=bearer(key), timeout=30).status_code == 403
+
+
 @pytest.mark.parametrize(
     ("query", "word"),
     [

@@ -20,6 +20,9 @@ log = structlog.get_logger(__name__)
 SAVE_SECONDS = 10.0
 """Between two writes: what a `kill -9` may cost at the most, but for what is under way since the manager was heard."""
 
+Sums = dict[tuple[str, str], GpuSum]
+"""By day and endpoint."""
+
 
 class GpuRecorder:
     """Adds up what each endpoint holds of the GPUs, at the price that it has then."""
@@ -42,16 +45,17 @@ class GpuRecorder:
         self._observed: ObservedSet | None = None
         self._prices: dict[str, Price | None] = {}
         """As they were at the last look: what has passed since then costs by them."""
-        self._unsaved: dict[tuple[str, str], GpuSum] = {}
+        self._unsaved: Sums = {}
+        self._writing: Sums = {}
+        """What a write has taken; it stays where that failed."""
         self._saving = asyncio.Lock()
 
     def notice(self, observed: ObservedSet) -> None:
         """The manager was heard: account for the time since it was heard before."""
         self._observed = observed
         day = datetime.fromtimestamp(self._unix(), UTC).strftime("%Y-%m-%d")
-        for endpoint, took in self._holders.step(observed, self._steady()).items():
-            group = (day, endpoint)
-            self._unsaved[group] = self._unsaved.get(group, GpuSum()).plus(self._priced(endpoint, took))
+        took = self._holders.step(observed, self._steady())
+        _add(self._unsaved, {(day, endpoint): self._priced(endpoint, one) for endpoint, one in took.items()})
         self._prices = {worker.spec.endpoint: self._price(worker.spec.endpoint) for worker in observed.workers}
 
     def look(self) -> None:
@@ -72,23 +76,23 @@ class GpuRecorder:
         """Write what was added up, for ever; cancel it, and `close` writes the rest."""
         while True:
             await asyncio.sleep(SAVE_SECONDS)
-            try:
-                await self.save()
-            except DatabaseError as problem:
-                log.warning("the use of GPUs cannot be written, and is kept in memory", problem=str(problem))
+            # what is cut off as it is written may be written, and would be once more
+            await asyncio.shield(asyncio.ensure_future(self._try_to_save()))
+
+    async def _try_to_save(self) -> None:
+        try:
+            await self.save()
+        except DatabaseError as problem:
+            log.warning("the use of GPUs cannot be written, and is kept in memory", problem=str(problem))
 
     async def save(self) -> None:
         """Write what is not written yet. Raises DatabaseError; then all of it is kept."""
         async with self._saving:  # a report that asks must find what a write under way has taken
-            unsaved, self._unsaved = self._unsaved, {}
-            if not unsaved:
-                return
-            try:
-                await self._store.add(unsaved)
-            except BaseException:
-                for group, one in unsaved.items():
-                    self._unsaved[group] = self._unsaved.get(group, GpuSum()).plus(one)
-                raise
+            _add(self._writing, self._unsaved)
+            self._unsaved = {}
+            if self._writing:
+                await self._store.add(self._writing)
+                self._writing = {}
 
     async def flush(self) -> None:
         """Write what was added up until now, if the database takes it: a report without it is better than none."""
@@ -103,3 +107,8 @@ class GpuRecorder:
             await self.save()
         except DatabaseError as problem:
             log.error("the use of GPUs is lost: the database took no writes", problem=str(problem))  # noqa: TRY400 - the cause is all there is to tell
+
+
+def _add(sums: Sums, more: Sums) -> None:
+    for group, one in more.items():
+        sums[group] = sums.get(group, GpuSum()).plus(one)

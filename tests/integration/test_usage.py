@@ -225,20 +225,26 @@ def test_single_requests_are_told_in_pages_with_what_each_cost(stack: Stack) -> 
         found += page["requests"]
         query["before"] = page["next"]
     assert [one["request_id"] for one in found] == ids[::-1]
-    for one in found:
-        assert (one["key"], one["endpoint"], one["status"], one["tokens_out"]) == (key_id, "single", 200, ANSWER)
-        assert (one["cost"], one["priority"], one["stream"]) == (ANSWER / 1_000, "interactive", False)
-        assert one["total_ms"] >= one["first_byte_ms"] >= one["queue_ms"] >= 0
+    for record in found:
+        assert (record["key"], record["endpoint"], record["status"], record["tokens_out"]) == (
+            key_id,
+            "single",
+            200,
+            ANSWER,
+        )
+        assert (record["cost"], record["priority"], record["stream"]) == (ANSWER / 1_000, "interactive", False)
+        assert record["total_ms"] >= record["first_byte_ms"] >= record["queue_ms"] >= 0
     table = stack.client.get("/api/usage/requests", params={"key": key_id, "format": "csv", "limit": "3"})
     assert [row["request_id"] for row in csv.DictReader(table.text.splitlines())] == ids[:1:-1]
-    query = {"key": key_id, "format": "csv", "before": table.headers["x-hostler-next"]}
-    rest = stack.client.get("/api/usage/requests", params=query)
+    rest = stack.client.get(
+        "/api/usage/requests", params={"key": key_id, "format": "csv", "before": table.headers["x-hostler-next"]}
+    )
     assert [row["request_id"] for row in csv.DictReader(rest.text.splitlines())] == ids[1::-1]
     assert "x-hostler-next" not in rest.headers
-    for query in ({"from": "0001-01-01", "to": "9999-12-31"}, {"from": "9999-12-31", "to": "9999-12-31"}):
-        assert stack.client.get("/api/usage/requests", params=query).status_code == 200
-    for name, text in (("limit", "0"), ("before", "yesterday"), ("before", "1-" + "9" * 30), ("by", "key")):
-        refused = stack.client.get("/api/usage/requests", params={name: text})
+    for days in ({"from": "0001-01-01", "to": "9999-12-31"}, {"from": "9999-12-31", "to": "9999-12-31"}):
+        assert stack.client.get("/api/usage/requests", params=days).status_code == 200
+    for name, value in (("limit", "0"), ("before", "yesterday"), ("before", "1-" + "9" * 30), ("by", "key")):
+        refused = stack.client.get("/api/usage/requests", params={name: value})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, name)
     assert httpx.get(f"{stack.address}/api/usage/requests", headers=bearer(key), timeout=30).status_code == 403
 

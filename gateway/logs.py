@@ -12,6 +12,8 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, Literal, TextIO, cast
 
 import msgspec
@@ -21,10 +23,12 @@ from structlog.typing import EventDict, Processor
 FLUSH_SECONDS = 0.05
 ADDED = frozenset({"level", "timestamp"})
 """What structlog's own processors add to a line."""
+CAUSES = 5
+"""Exceptions behind one another that are told at most."""
 FLUSH_LINES = 256
 """Lines of requests that are kept back at most."""
 
-SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
+SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|hf_[A-Za-z0-9]{20,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
 """What a credential looks like. A fence behind the rule that no code logs one."""
 
 
@@ -44,6 +48,17 @@ def clean(text: str) -> str:
 @functools.lru_cache(maxsize=256)
 def _cleaned(text: str) -> str:
     return SECRET.sub("[redacted]", text)
+
+
+def whereabouts(problem: BaseException) -> str:
+    """What went wrong and where in the code, the newest call first; without messages, which may quote a prompt."""
+    found: list[str] = []
+    seen: BaseException | None = problem
+    while seen is not None and len(found) < CAUSES:
+        calls = [f"{Path(call.filename).name}:{call.lineno} {call.name}" for call in extract_tb(seen.__traceback__)]
+        found.append(f"{type(seen).__name__} in " + ", ".join(reversed(calls)))
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return "; from ".join(found)
 
 
 class RequestLine(msgspec.Struct):

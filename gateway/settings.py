@@ -30,6 +30,7 @@ POSITIVE = (
     "max_n",
     "max_schema_kib",
     "max_json_depth",
+    "max_media",
 )
 
 
@@ -100,6 +101,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Largest JSON schema, list of tools, grammar or expression in a request, KiB."""
     max_json_depth: int = 64
     """Most arrays and objects of a body that may stand in each other."""
+    max_media: int = 64
+    """Most images, sounds, videos and files of one request."""
     gpu_margin_mib: int = 512
     """MiB of each GPU that are never promised to a worker."""
     sign_ins_per_minute: int = 60

@@ -26,13 +26,14 @@ PHONE = re.compile(
     r"(?<![\w.])(?:(?:\+|00)[1-9]\d{0,2}(?:[ ./()-]{0,2}\d){6,12}"
     r"|\(?0\d{1,5}\)?[ ./-]\d(?:[ ./-]?\d){4,9}|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4})(?!\w)"
 )
-DATA_URL = re.compile(r"data:[\w/+.;=-]{0,100},[A-Za-z0-9+/=_%-]{64,}")
+DATA = re.compile(r"data:[\w/+.;=-]{0,100},[A-Za-z0-9+/=_%-]{64,}|[A-Za-z0-9+/_-]{512,}={0,2}")
+"""Media as a `data:` URL, or bare in base64."""
 STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 
 
 def redacted(text: str) -> str:
     """The text with a word in brackets for each thing that was taken out."""
-    text = DATA_URL.sub("[data]", text)
+    text = DATA.sub("[data]", text)
     text = SECRET.sub("[key]", text)
     text = EMAIL.sub("[email]", text)
     text = ACCOUNT.sub(_account, text)
@@ -58,10 +59,20 @@ def redacted_json(body: bytes) -> str:
     return msgspec.json.encode(_walked(value)).decode()
 
 
+def redacted_text(text: str) -> str:
+    """The same of a text that may be JSON itself, as the arguments of a tool are: in there texts have escapes."""
+    if text[:1] in ("{", "["):
+        try:
+            return msgspec.json.encode(_walked(msgspec.json.decode(text))).decode()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # it only looks like it
+    return redacted(text)
+
+
 def _walked(value: Any) -> Any:
     """Bounded in depth by what a request may have, and by the decoder for answers."""
     if isinstance(value, str):
-        return redacted(value)
+        return redacted_text(value)
     if isinstance(value, dict):
         return {redacted(name): _walked(one) for name, one in value.items()}
     if isinstance(value, list):
@@ -90,7 +101,7 @@ def redacted_stream(body: bytes) -> str:
                 continue
             for where, text in _told(event):
                 texts.setdefault(where, []).append(text)
-    return "\n".join(redacted("".join(pieces)) for pieces in texts.values())
+    return "\n".join(redacted_text("".join(pieces)) for pieces in texts.values())
 
 
 def _told(event: Any) -> Iterator[tuple[str, str]]:

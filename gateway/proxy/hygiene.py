@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.bodies import built
 from gateway.errors import BadRequest
-from gateway.proxy.media import Danger, dangers, dangers_of_chat
+from gateway.proxy.media import MEDIUM, Danger, dangers, dangers_of_chat
 from gateway.proxy.nesting import check_nesting
 from gateway.proxy.patterns import problem_in, problem_of
 from gateway.proxy.peek import ABSENT, COMMON, NOTHING, ROUTING, WATCHED, Peek, as_tuple
@@ -45,6 +45,8 @@ class Limits(NamedTuple):
     schema_kib: int
     depth: int
     """Arrays and objects in each other."""
+    media: int
+    """Images, sounds, videos and files."""
     allow: frozenset[Allowable] = frozenset()
     """What is allowed for all endpoints."""
 
@@ -57,6 +59,7 @@ def limits_of(settings: Settings) -> Limits:
         tokens=settings.max_tokens,
         schema_kib=settings.max_schema_kib,
         depth=settings.max_json_depth,
+        media=settings.max_media,
         allow=settings.allowed(),
     )
 
@@ -184,7 +187,7 @@ class Hygiene:
             self._echo(asked, allowed)
         # a single array is that of the messages: their contents are text
         if has_lists and fields.messages is not ABSENT:
-            judge(dangers_of_chat(fields.messages), allowed)
+            self._judge(dangers_of_chat(fields.messages), "messages", allowed)
         if fields.input is not ABSENT and path == "/v1/responses":
             self._content("input", fields.input, allowed)
 
@@ -264,7 +267,22 @@ class Hygiene:
                 refuse(where, where, why, Allowable.CHAT_TEMPLATE_KWARGS)
 
     def _content(self, name: str, value: msgspec.Raw, allowed: frozenset[Allowable]) -> None:
-        judge(dangers(value, name), allowed)
+        self._judge(dangers(value, name), name, allowed)
+
+    def _judge(self, found: Iterable[Danger], name: str, allowed: frozenset[Allowable]) -> None:
+        """Raise BadRequest for the first danger that is not allowed, and for more media than may be."""
+        media = 0
+        for danger in found:
+            if danger is not MEDIUM:
+                judge(danger, allowed)
+                continue
+            media += 1
+            if media > self._limits.media:
+                raise BadRequest(
+                    f"'{name}' holds more than {self._limits.media} images, sounds, videos and files "
+                    "(HOSTLER_MAX_MEDIA): send less in one request",
+                    param=name,
+                )
 
     def _echo(self, asked: Peek, allowed: frozenset[Allowable]) -> None:
         """A prompt that is echoed with log probabilities has them computed for all its tokens."""
@@ -280,13 +298,12 @@ class Hygiene:
         """For fields that mean something only beside others, or to somebody else."""
 
 
-def judge(found: Iterable[Danger], allowed: frozenset[Allowable]) -> None:
-    """Raise BadRequest for the first danger that is not allowed."""
-    for danger in found:
-        if danger.allowable is None:
-            raise BadRequest(f"'{danger.param}' is too much: {danger.why}", param=danger.param)
-        if danger.allowable not in allowed:
-            refuse(danger.param, danger.param, danger.why, danger.allowable)
+def judge(danger: Danger, allowed: frozenset[Allowable]) -> None:
+    """Raise BadRequest for a danger that is not allowed."""
+    if danger.allowable is None:
+        raise BadRequest(f"'{danger.param}' is too much: {danger.why}", param=danger.param)
+    if danger.allowable not in allowed:
+        refuse(danger.param, danger.param, danger.why, danger.allowable)
 
 
 def refuse(param: str, name: str, why: str, allowable: Allowable) -> NoReturn:

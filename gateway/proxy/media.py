@@ -35,6 +35,7 @@ class Part(msgspec.Struct, frozen=True):
     image_embeds: msgspec.Raw = ABSENT
     audio_embeds: msgspec.Raw = ABSENT
     prompt_embeds: msgspec.Raw = ABSENT
+    input_audio: msgspec.Raw = ABSENT
 
 
 class Message(msgspec.Struct, frozen=True):
@@ -58,6 +59,8 @@ class Danger(NamedTuple):
     why: str
 
 
+MEDIUM = Danger(None, "", "")
+"""What is told of each image, sound, video or file, beside what may be wrong with it: too many are too much."""
 LEAST_OF_TENSORS = len('"audio_embeds"')
 """Bytes that a type's name has at least, however it is written, which says that its part is a tensor."""
 OPENING = b"{["
@@ -126,14 +129,18 @@ def _parts(raw: msgspec.Raw, param: str) -> list[Part | str]:
 
 
 def _dangers_of(part: Part, name: str) -> Iterator[Danger]:
+    if part.input_audio is not ABSENT:
+        yield MEDIUM
     for key in URLS:
         value = getattr(part, key)
         if value is not ABSENT:
+            yield MEDIUM
             yield from _of_url(value, f"{name}.{key}")
     is_tensor = part.type is not ABSENT and built(part.type) in EMBEDS
     for key in EMBEDS:
         value = getattr(part, key)
         if is_tensor or (value is not ABSENT and bytes(value) != NULL):
+            yield MEDIUM
             yield Danger(Allowable.EMBEDS, f"{name}.{key}", "tensors from outside can crash the engine")
             return
 

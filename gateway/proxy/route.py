@@ -18,7 +18,7 @@ from gateway.errors import (
     TokenUnverified,
     Unauthorized,
 )
-from gateway.logs import RequestLine, RequestLog
+from gateway.logs import RequestLine, RequestLog, whereabouts
 from gateway.metrics import Metrics
 from gateway.prices import Price
 from gateway.proxy.call import Call, Client, Ticket
@@ -204,8 +204,9 @@ class InferenceEntry:
                 error = ClientGone("The client hung up before its answer was whole")
             else:  # the drain time is over: the request is answered, and that is the end of it
                 error = Stopping("The gateway is being stopped: try again in a moment", retry_after=5)
-        except Exception:  # the root of a request's task: whatever is not ours to foresee becomes a 500 and a log line
-            log.exception("request failed", request_id=call.id.decode())
+        except Exception as bug:  # noqa: BLE001 - the root of a request's task: what nobody foresaw is a 500, and logged
+            # an exception's words may be a prompt's: the log has where it was
+            log.error("request failed", request_id=call.id.decode(), problem=whereabouts(bug))  # noqa: TRY400
             error = InternalError(
                 f"The gateway failed on this request; its log has the cause under the request id {call.id.decode()}"
             )

@@ -114,6 +114,7 @@ def test_on_a_full_disk_inference_goes_on_and_everything_is_written_when_there_i
 ) -> None:
     wait_until(lambda: well(stack), "all is well", seconds=RECOVERS_SECONDS)
     before = requests(stack)
+    key = stack.client.post("/api/keys", json={"name": "from before"}).json()["id"]
     with full(disk):
         served(stack, 10)
         error = refused(stack, "/api/keys", {"name": "never made"})
@@ -124,6 +125,11 @@ def test_on_a_full_disk_inference_goes_on_and_everything_is_written_when_there_i
         assert "its disk is full" in reason
         assert stack.metrics()["hostler_database_ok"] == 0
         assert refused(stack, "/api/backup", {})["code"] == "backup_failed"
+        # what can't be recorded is not done: an order that nobody could account for
+        for path in ("endpoints/served/start", "endpoints/served/stop", "downloads"):
+            assert refused(stack, f"/api/{path}", {"model": "org/model"})["code"] == "database_unavailable"
+        assert stack.client.put(f"/api/captures/{key}").status_code == 503
+        assert stack.client.delete(f"/api/keys/{key}").status_code == 503
         served(stack, 10)
         assert stack.metrics()["hostler_usage_unwritten"] > 0
     wait_until(lambda: well(stack), "all is well again", seconds=RECOVERS_SECONDS)
@@ -131,6 +137,7 @@ def test_on_a_full_disk_inference_goes_on_and_everything_is_written_when_there_i
     assert requests(stack) == before + 20
     assert stack.client.post("/api/keys", json={"name": "made later"}).status_code == 201
     assert "never made" not in keys(stack)
+    assert "from before" in keys(stack)
     assert stack.client.post("/api/backup").status_code == 201
     assert stack.metrics()["hostler_database_ok"] == 1
 

@@ -208,6 +208,35 @@ def test_a_restart_begins_no_new_minute_and_forgets_no_use_of_a_key(stack: Stack
             assert statuses == [200, 429]
 
 
+# captures
+
+
+def test_captured_tool_calls_and_media_are_redacted_and_go_by_the_key_that_is_gone(stack: Stack) -> None:
+    arguments = json.dumps({"to": "anna@example.org", "card": "4111 1111 1111 1111"}).replace("@", "\\u0040")
+    called = [{"id": "1", "type": "function", "function": {"name": "send", "arguments": arguments}}]
+    audio = {"type": "input_audio", "input_audio": {"data": "QUJD" * 1000, "format": "wav"}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "hear this"}, audio]},
+        {"role": "assistant", "content": None, "tool_calls": called},
+        {"role": "tool", "tool_call_id": "1", "content": '{"sent": "+49 30 1234567"}'},
+    ]
+    with users(stack, {}) as (user,):
+        assert stack.client.put(f"/api/captures/{user.id}").status_code == 204
+        for stream in (False, True):
+            body = {"model": "first", "messages": messages, "stream": stream}
+            assert user.client.post(CHAT, json=body).status_code == 200
+        assert user.respond(stream=True, input="write to anna@example.org").status_code == 200
+        assert stack.client.delete(f"/api/keys/{user.id}").status_code == 204
+    kept = stack.client.get("/api/captures", params={"key": user.id}).json()["captures"]
+    texts = json.dumps(kept)
+    assert len(kept) == 3
+    assert all(one["answer"] for one in kept)
+    assert all(word in texts for word in ("[email]", "[card]", "[phone]", "[data]", "hear this"))
+    assert not any(secret in texts for secret in ("anna", "4111", "1234567", "QUJDQUJD"))
+    assert stack.client.delete(f"/api/captures/{user.id}").json() == {"deleted": 3}
+    assert stack.client.get("/api/captures").json()["keys"] == []
+
+
 # the trail
 
 

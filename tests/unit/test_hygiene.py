@@ -17,7 +17,7 @@ from gateway.types import Allowable
 
 CHAT, RESPONSES, SCORE = "/v1/chat/completions", "/v1/responses", "/v1/score"
 JSON_TYPE = b"application/json"
-LIMITS = Limits(n=8, logprobs=20, tokens=0, schema_kib=4, depth=64)
+LIMITS = Limits(n=8, logprobs=20, tokens=0, schema_kib=4, depth=64, media=10)
 HTTP, DATA = "http://169.254.169.254/latest", "data:image/png;base64,AAAA"
 MANY_FRAMES = "data:video/jpeg;base64," + "AAAA," * 100
 
@@ -120,6 +120,7 @@ def test_content_that_an_engine_would_fetch_or_trust_needs_leave(
         {"messages": []},
         {"messages": [{"role": "user", "content": "see http://x, `{[` and image_url"}], "max_tokens": 10**6},
         user({"type": "image_url", "image_url": {"url": DATA}}, {"type": "text", "text": HTTP}),
+        user(*[{"type": "image_url", "image_url": {"url": DATA}}] * 10),
         user({"type": "image_url", "image_url": {"url": "DATA:image/png,"}}),
         user({"type": "image_url", "image_url": None, "uuid": "1"}),
         user({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
@@ -173,6 +174,10 @@ def test_what_everybody_sends_is_taken(fields: dict[str, Any], path: str) -> Non
         ("tools[0].server_url", {"tools": [{"type": "mcp", "server_url": HTTP}]}, "media_urls"),
         ("messages[1].content[0].video_url.url", user({"video_url": {"url": MANY_FRAMES}}), "64"),
         ("messages", {"messages": [["no", "message"]]}, "objects"),
+        ("messages", user(*[{"type": "image_url", "image_url": {"url": DATA}}] * 11), "HOSTLER_MAX_MEDIA"),
+        ("messages", {"messages": user(*[{"source": {"data": "AAAA"}}] * 6)["messages"] * 2}, "HOSTLER_MAX_MEDIA"),
+        ("messages", user(*[{"type": "input_audio", "input_audio": {"data": "AAAA"}}] * 11), "HOSTLER_MAX_MEDIA"),
+        ("documents", {"documents": [{"content": [{"image_url": DATA}]}] * 11}, "HOSTLER_MAX_MEDIA"),
     ],
 )
 def test_what_is_too_much_is_refused_with_its_limit(param: str, fields: dict[str, Any], words: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access.credentials import mint
-from gateway.logs import redact
+from gateway.logs import redact, whereabouts
 from tests.support.processes import running
 
 SCRIPT = """
@@ -51,6 +51,28 @@ def redacted(text: str) -> str:
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "Basic", "BASIC"])
 def test_what_stands_behind_a_scheme_is_removed_in_any_spelling(scheme: str) -> None:
     assert redacted(f"authorization: {scheme} c2VjcmV0OnNlY3JldA==") == "authorization: [redacted]"
+
+
+def test_a_bug_is_told_by_where_it_was_and_not_in_words_that_may_be_a_prompts() -> None:
+    def fails(prompt: str) -> None:
+        try:
+            int(prompt)
+        except ValueError:
+            raise KeyError(prompt) from None
+
+    def wraps(prompt: str) -> None:
+        try:
+            fails(prompt)
+        except KeyError as problem:
+            raise RuntimeError(prompt) from problem
+
+    with pytest.raises(RuntimeError) as caught:
+        wraps("a canary")
+    told = whereabouts(caught.value)
+    assert "canary" not in told
+    assert "RuntimeError in test_logs.py:" in told
+    assert "; from KeyError in test_logs.py:" in told
+    assert told.index(" wraps, ") < told.index(" fails, ")
 
 
 @given(st.text(max_size=20), st.text(max_size=20))

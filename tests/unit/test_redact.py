@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from gateway.access.credentials import mint
-from gateway.capture.redact import redacted, redacted_json, redacted_stream
+from gateway.capture.redact import redacted, redacted_json, redacted_stream, redacted_text
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,8 @@ from gateway.capture.redact import redacted, redacted_json, redacted_stream
         ("ghp_abcdefghijklmnopqrstuvwxyz0123", "[key]"),
         ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "[key]"),
         ("data:image/png;base64," + "A" * 100, "[data]"),
+        ("bare " + "QUJD" * 200 + "== end", "bare [data] end"),
+        ("a" * 500, "a" * 500),
     ],
 )
 def test_what_is_personal_or_secret_is_taken_out_and_nothing_else(text: str, shown: str) -> None:
@@ -43,6 +45,26 @@ def test_our_own_keys_are_taken_out() -> None:
 def test_texts_are_redacted_wherever_they_stand_in_json_and_however_they_are_escaped() -> None:
     body = rb'{"a": [{"b": "4111\u00201111 1111 1111"}], "anna@example.org": 4111111111111111, "n": 12}'
     assert msgspec.json.decode(redacted_json(body)) == {"a": [{"b": "[card]"}], "[email]": "[card]", "n": 12}
+
+
+def test_texts_that_are_json_themselves_are_redacted_inside() -> None:
+    arguments = rb"{\"to\": \"anna\\u0040example.org\", \"n\": [\"4111\\u00201111 1111 1111\"]}"
+    body = b'{"tool_calls": [{"function": {"arguments": "' + arguments + b'"}}]}'
+    shown = msgspec.json.decode(redacted_json(body))["tool_calls"][0]["function"]["arguments"]
+    assert msgspec.json.decode(shown) == {"to": "[email]", "n": ["[card]"]}
+    assert redacted_text("[not json] anna@example.org") == "[not json] [email]"
+    assert redacted_text("[" * 100_000) == "[" * 100_000
+    deep = "[" * 900 + '"anna@example.org"' + "]" * 900
+    assert "anna" not in redacted_text(deep)
+    streamed = b"".join(
+        b"data: "
+        + msgspec.json.encode(
+            {"choices": [{"delta": {"tool_calls": [{"index": 0, "function": {"arguments": piece}}]}}]}
+        )
+        + b"\n\n"
+        for piece in ('{"to": "anna', "\\u0040exa", 'mple.org"}')
+    )
+    assert redacted_stream(streamed) == '{"to":"[email]"}'
 
 
 def test_of_a_body_that_is_cut_only_whole_texts_are_kept() -> None:

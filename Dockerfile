@@ -1,5 +1,6 @@
 # Two images from one file:  docker build --target gateway .   and   docker build --target manager .
-# BASE_IMAGE is any Debian-like image with Python 3.11 or newer, its venv module and pip.
+# BASE_IMAGE is any Debian-like image with Python 3.11 or newer, its venv module and pip. Compilers and the like that it
+# holds stay: of python:3.13-slim nothing is left that builds or installs Python packages.
 ARG BASE_IMAGE=python:3.13-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -36,16 +37,33 @@ COPY worker_manager /opt/hostler/app/worker_manager
 RUN /opt/hostler/venv/bin/python $COMPILE /opt/hostler/app
 
 FROM base AS final
-ARG VERSION=dev
+# What installs Python packages goes, be it Debian's or the Python image's own; so do the bits that make a program run as
+# its owner, though no-new-privileges makes them void. Both images share this layer.
+RUN if command -v apt-get >/dev/null; then \
+      installers=$(dpkg-query -W -f '${db:Status-Abbrev} ${Package}\n' \
+        | sed -nE 's/^ii +(python3-(pip|pip-whl|setuptools|setuptools-whl|pkg-resources|wheel|venv|packaging)|python3\.[0-9]+-venv)$/\1/p'); \
+      [ -z "$installers" ] || DEBIAN_FRONTEND=noninteractive apt-get purge -y -qq $installers >/dev/null; \
+    fi \
+    && folders=$(python3 -c 'import sysconfig as s; print(s.get_path("purelib"), s.get_path("platlib"))') \
+    && for folder in $folders; do rm -rf "$folder"/pip "$folder"/pip-* "$folder"/setuptools "$folder"/setuptools-* \
+         "$folder"/pkg_resources "$folder"/_distutils_hack "$folder"/distutils-precedence.pth "$folder"/wheel "$folder"/wheel-*; done \
+    && rm -rf /usr/local/bin/pip* /usr/local/bin/wheel "$(python3 -c 'import sysconfig as s; print(s.get_path("stdlib"))')/ensurepip" \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/log/apt /var/log/dpkg.log \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
+ARG BASE_IMAGE
+# gateway.__version__, as a test sees to
+ARG VERSION=0.1.0
 ARG REVISION=unknown
 ENV PATH=/opt/hostler/venv/bin:$PATH PYTHONPATH=/opt/hostler/app
 WORKDIR /opt/hostler/app
 USER 10001:10001
 STOPSIGNAL SIGTERM
+# no label says where the source lies: who publishes images knows, and says so (docker build --label)
 LABEL org.opencontainers.image.vendor="Hostler" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
 
 FROM final AS manager
 COPY --from=manager-build /opt/hostler/venv /opt/hostler/venv

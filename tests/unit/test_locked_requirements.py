@@ -1,19 +1,18 @@
 """The locked requirements: complete, pinned, hashed, and free of any index's address or any machine's path."""
 
+import platform
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lib.console import Problem
+from lib.supply import graph, lock_file
+from lib.supply.graph import EXTRAS
 
 ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = {
-    "gateway": ("gateway",),
-    "people": ("gateway", "people"),
-    "manager": ("manager",),
-    "dev": ("gateway", "people", "manager", "dev"),
-}
 PIN = re.compile(r"^([a-z0-9._-]+)==\S+( ;.*)? \\$", re.MULTILINE)
 LOCKS = pytest.mark.parametrize("name", EXTRAS)
 
@@ -54,3 +53,56 @@ def test_a_package_has_one_version_in_all_locks(name: str) -> None:
 
     everything = pins("dev")
     assert {package: everything.get(package) for package in pins(name)} == pins(name)
+
+
+@LOCKS
+def test_a_lock_holds_all_that_its_packages_need_and_nothing_else(name: str) -> None:
+    """By what the packages installed here say of themselves, on this Python."""
+    python = platform.python_version()
+    needed = set(graph.needs(graph.roots(name), lock_file.environment(python))) - {""}
+    assert {pin.name for pin in lock_file.installed(lock_file.read(name), python)} == needed
+
+
+@LOCKS
+def test_every_locked_version_is_one_that_the_project_allows(name: str) -> None:
+    versions = {pin.name: pin.version for pin in lock_file.read(name)}
+    wrong = [str(wanted) for wanted in graph.roots(name) if versions[wanted.name.lower()] not in wanted.specifier]
+    assert wrong == []
+
+
+@LOCKS
+def test_what_has_compiled_parts_has_hashes_for_many_platforms(name: str) -> None:
+    """It has files for each Python and processor; a lock made for one machine would show here."""
+    compiled = {"httptools", "msgspec", "multidict", "uvloop", "pyyaml", "cffi", "charset-normalizer"}
+    few = [pin.name for pin in lock_file.read(name) if pin.name in compiled and len(pin.hashes) < 10]
+    assert few == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("httpx==0.28.1\n", "httpx has no hash"),
+        ("a==1 \\\n    --hash=sha256:" + "0" * 64 + "\nb==2\n", "line 3: b has no hash"),
+        ("a==1 \\\n    --hash=sha256:abc\n", "line 2"),
+        ("a>=1\n", "line 1"),
+        ("--index-url https://example.org/simple\n", "line 1"),
+        ("a @ https://example.org/a.whl\n", "line 1"),
+        ("    --hash=sha256:" + "0" * 64 + "\n", "line 1"),
+    ],
+)
+def test_a_line_that_locks_nothing_is_refused_by_its_number(text: str, complaint: str) -> None:
+    with pytest.raises(Problem, match=re.escape(complaint)):
+        lock_file.parse(text, "lock")
+
+
+def test_no_file_that_installs_names_an_index() -> None:
+    """Which index serves the packages is for each machine to say."""
+    option = re.compile(
+        r"--(extra-)?index-url|--find-links(?! /)|\b(PIP|UV)_[A-Z_]*INDEX[A-Z_]*=|//[a-z.]*pypi[.]|pythonhosted"
+    )
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    folders = ("requirements/", "scripts/", "docker/", ".ci/", "tests/testbed/")
+    names = listed.stdout.split() or [str(path.relative_to(ROOT)) for path in (ROOT / "requirements").iterdir()]
+    files = [name for name in names if name.startswith(folders) or "/" not in name]
+    assert "requirements/gateway.txt" in files
+    assert [name for name in files if option.search((ROOT / name).read_text(encoding="utf-8"))] == []

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lib.console import Problem
 from lib.supply import image, lock_file, sbom
+from packaging.utils import canonicalize_name
 
 import gateway
 from tests.support.compose import TAG, build_images, docker
@@ -101,7 +102,7 @@ def test_no_file_in_an_image_lends_anybody_the_powers_of_its_owner(part: str) ->
 def test_the_only_python_distributions_anywhere_in_an_image_are_those_of_its_lock(part: str) -> None:
     contents = image.look(name_of(part))
     pins = lock_file.installed(lock_file.read(lock_file.LOCK_OF_IMAGE[part]), contents.python)
-    assert {lock_file.canonicalize_name(name): version for name, version in contents.installed.items()} == {
+    assert {canonicalize_name(name): version for name, version in contents.installed.items()} == {
         pin.name: pin.version for pin in pins
     }
     lying = inside(part, root=True)["distributions"]

@@ -88,6 +88,8 @@ class Estimate(NamedTuple):
     """How much of both is the prompt."""
     price: Price | None = None
     """What it will cost by; None: nothing."""
+    most: int = 0
+    """What it hardly takes more than: its prompt may have more tokens, its answer may be long where it says no most."""
 
 
 class Wish(NamedTuple):

@@ -57,6 +57,8 @@ class Account:
         "_number",
         "_tokens",
         "budget",
+        "doubt",
+        "doubt_cost",
         "key_id",
         "reserved",
         "reserved_cost",
@@ -69,6 +71,8 @@ class Account:
         """Tokens of requests that are under way."""
         self.reserved_cost = 0
         """What they may cost, billionths of a unit."""
+        self.doubt = self.doubt_cost = 0
+        """What they may take beyond, if they were guessed too low."""
         self._number = self._tokens = self._cost = 0
         self._ends = math.inf
         goes_on = spent is not None and spent.period is budget.period
@@ -123,6 +127,17 @@ class Account:
         """Whether both can be reserved."""
         return self.tokens_fit(tokens, now) and self.cost_fits(cost, now)
 
+    def is_sure(self, tokens: int, cost: int, doubt: int, doubt_cost: int) -> bool:
+        """Whether what `fits` does even if all that is under way was guessed too low; or nothing is under way.
+
+        So when little is left, what may turn out larger goes alone: the budget is overshot by one request at most.
+        """
+        if not self.reserved and not self.reserved_cost:
+            return True
+        room = self._most_tokens - self._tokens - self.reserved - tokens
+        room_cost = self._most_cost - self._cost - self.reserved_cost - cost
+        return self.doubt + doubt <= room and (not cost or self.doubt_cost + doubt_cost <= room_cost)
+
     def is_spent(self, tokens: int, now: float, cost: int = 0) -> bool:
         """Whether so much will not fit in this period whatever becomes of the requests that are under way."""
         self._look(now)
@@ -136,10 +151,17 @@ class Account:
         """Billionths to reserve for what costs so much at least and likely so much: no more than can ever fit."""
         return max(least, likely if likely <= self._most_cost else int(self._most_cost))
 
-    def reserve(self, tokens: int, cost: int = 0) -> None:
+    def reserve(self, tokens: int, cost: int = 0, doubt: int = 0, doubt_cost: int = 0) -> None:
         """Put so much aside for a request."""
         self.reserved += tokens
         self.reserved_cost += cost
+        self.doubt += doubt
+        self.doubt_cost += doubt_cost
+
+    def trust(self, doubt: int, doubt_cost: int) -> None:
+        """A request is over about which there was so much doubt."""
+        self.doubt -= doubt
+        self.doubt_cost -= doubt_cost
 
     def settle(self, reserved: int, tokens: int, now: float, reserved_cost: int = 0, cost: int = 0) -> None:
         """The request is over: what it took is spent, in the period that is now."""

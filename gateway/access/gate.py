@@ -63,14 +63,19 @@ class Ticket:
 class Waiter:
     """A request in line."""
 
-    __slots__ = ("cost", "granted", "number", "quotas", "tokens")
+    __slots__ = ("cost", "doubt", "granted", "number", "quotas", "tokens")
 
-    def __init__(self, number: int, quotas: Quotas, tokens: int, cost: int) -> None:
+    def __init__(self, number: int, quotas: Quotas, tokens: int, cost: int, doubt: int) -> None:
         self.number = number
         self.quotas = quotas
         self.tokens = tokens
         self.cost = cost
+        self.doubt = doubt
         self.granted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+
+    def asks(self) -> tuple[int, int, int]:
+        """Tokens, cost and doubt."""
+        return self.tokens, self.cost, self.doubt
 
 
 class Gate:
@@ -171,24 +176,25 @@ class Gate:
         now = self.now()
         tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
         cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
-        _, refused = self._held_back(quotas, tokens, cost, now)
+        doubt = max(0, estimate.most - tokens)
+        _, refused = self._held_back(quotas, now, tokens, cost, doubt)
         if refused is None and not (self._waiting and any(quota.waiting for quota in quotas)):
-            return self._take(quotas, tokens, cost, now)
+            return self._take(quotas, now, tokens, cost, doubt)
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
-        return await self._wait(Waiter(next(self._numbers), quotas, tokens, cost), patience)
+        return await self._wait(Waiter(next(self._numbers), quotas, tokens, cost, doubt), patience)
 
-    def _held_back(self, quotas: Quotas, tokens: int, cost: int, now: Now) -> tuple[Quota, Refusal | None]:
+    def _held_back(self, quotas: Quotas, now: Now, tokens: int, cost: int, doubt: int) -> tuple[Quota, Refusal | None]:
         """The first quota that refuses a request, and why; None in its place if none does."""
         for quota in quotas:
-            refused = quota.refusal(tokens, now, cost)
+            refused = quota.refusal(tokens, now, cost, doubt)
             if refused is not None:
                 return quota, refused
         return quotas[0], None
 
-    def _take(self, quotas: Quotas, tokens: int, cost: int, now: Now) -> Ticket:
-        return Ticket(self, quotas, [quota.take(tokens, now, cost) for quota in quotas])
+    def _take(self, quotas: Quotas, now: Now, tokens: int, cost: int, doubt: int) -> Ticket:
+        return Ticket(self, quotas, [quota.take(tokens, now, cost, doubt) for quota in quotas])
 
     def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
         kind = BudgetSpent if refused.is_budget else LimitReached
@@ -211,7 +217,7 @@ class Gate:
                 return await waiter.granted
         except TimeoutError:
             self._give_back(waiter)
-            _, refused = self._held_back(waiter.quotas, waiter.tokens, waiter.cost, self.now())
+            _, refused = self._held_back(waiter.quotas, self.now(), *waiter.asks())
             raise self._error(refused or BEHIND_OTHERS, waiter.quotas) from None
         except asyncio.CancelledError:
             self._give_back(waiter)
@@ -274,9 +280,9 @@ class Gate:
             if not blocked.isdisjoint(quotas):
                 continue
             if not waiter.granted.done():  # else it has given up and is about to leave
-                quota, refused = self._held_back(quotas, waiter.tokens, waiter.cost, now)
+                quota, refused = self._held_back(quotas, now, *waiter.asks())
                 if refused is None:
-                    waiter.granted.set_result(self._take(quotas, waiter.tokens, waiter.cost, now))
+                    waiter.granted.set_result(self._take(quotas, now, *waiter.asks()))
                 elif refused.can_wait:
                     blocked.add(quota)
                     soonest = min(soonest, refused.seconds)

@@ -39,6 +39,8 @@ class Hold(NamedTuple):
     bucket: Bucket | None
     account: Account | None
     reserved_cost: int = 0
+    doubt: int = 0
+    """What it may take beyond, in tokens."""
 
 
 class Taken(NamedTuple):
@@ -88,14 +90,23 @@ class Quota:
         least = price.of_estimate(prompt, estimate.least - prompt)
         return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
 
-    def refusal(self, tokens: int, now: Now, cost: int = 0) -> Refusal | None:
-        """Why a request that may take so much can't go on now; None if it can."""
-        return self._over_budget(tokens, now, cost) or self._too_fast(tokens, now) or self._too_many()
+    def refusal(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> Refusal | None:
+        """Why a request that may take so much, and `doubt` tokens beyond, can't go on now; None if it can."""
+        return self._over_budget(tokens, now, cost, doubt) or self._too_fast(tokens, now) or self._too_many()
 
-    def _over_budget(self, tokens: int, now: Now, cost: int) -> Refusal | None:
+    def _over_budget(self, tokens: int, now: Now, cost: int, doubt: int) -> Refusal | None:
         account = self.account
-        if account is None or account.fits(tokens, now.unix, cost):
+        if account is None:
             return None
+        if account.fits(tokens, now.unix, cost):
+            if not tokens or account.is_sure(tokens, cost, doubt, _more(cost, tokens, doubt)):
+                return None
+            why = (
+                f"{self.whose} has little left of its budget, and this request may take up to {doubt} tokens more than "
+                f"the {tokens} that are reserved for it (max_tokens would say how many), so it goes when those under "
+                "way have ended"
+            )
+            return Refusal(why, UNKNOWN_SECONDS, can_wait=True, is_budget=True)
         why = self._spent(account, tokens, now.unix, cost)
         if not account.is_spent(tokens, now.unix, cost):
             return Refusal(why, UNKNOWN_SECONDS, can_wait=True, is_budget=True)
@@ -138,16 +149,16 @@ class Quota:
         why = f"{self.whose} may have {self._concurrency} requests under way at once, and {self.in_flight} are"
         return Refusal(why, UNKNOWN_SECONDS, can_wait=True)
 
-    def take(self, tokens: int, now: Now, cost: int = 0) -> Hold:
+    def take(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> Hold:
         """Let a request go on; `settle` must follow."""
         self.in_flight += 1
         if self.requests is not None:
             self.requests.take(1, now.steady)
         if self.account is not None:
-            self.account.reserve(tokens, cost)
+            self.account.reserve(tokens, cost, doubt, _more(cost, tokens, doubt))
         window = self.tokens
         bucket = window.take(tokens, now.steady) if window is not None else None
-        return Hold(tokens, window, bucket, self.account, cost)
+        return Hold(tokens, window, bucket, self.account, cost, doubt)
 
     def taken(self, now: float) -> Taken:
         """What is taken of the last minute."""
@@ -170,6 +181,13 @@ class Quota:
             hold.window.settle(hold.bucket, hold.reserved, tokens, now.steady)
         if hold.account is not None:
             hold.account.settle(hold.reserved, tokens, now.unix, hold.reserved_cost, cost)
+            if hold.doubt:
+                hold.account.trust(hold.doubt, _more(hold.reserved_cost, hold.reserved, hold.doubt))
+
+
+def _more(cost: int, tokens: int, doubt: int) -> int:
+    """What so many tokens beyond may cost, where so many cost so much."""
+    return cost * doubt // tokens if cost and tokens else 0
 
 
 def _window(old: Window | None, limit: int | None) -> Window | None:

@@ -13,6 +13,11 @@ from gateway.types import Estimate
 
 OUTPUT_TOKENS = 1024
 """Of an answer where the request does not say how long it may be."""
+LONG_TOKENS = 16_384
+"""Of an answer that hardly one is longer than."""
+DENSE = 2
+"""So many times what is guessed a prompt may have, as other languages and code do, and TEMPLATE_TOKENS beside."""
+TEMPLATE_TOKENS = 64
 MEDIA_TOKENS = 1024
 """Of an image or a sound in the prompt: engines make some hundreds to some thousands of one."""
 MEDIA_BYTES = 4096
@@ -87,8 +92,9 @@ def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = 
     asked = _decode(body)
     prompt = _prompt_tokens(asked)
     bounds = ANSWERS.get(path)
+    dense = DENSE * prompt + TEMPLATE_TOKENS
     if bounds is None:
-        return Estimate(prompt, prompt, prompt, price)
+        return Estimate(prompt, prompt, prompt, price, min(MOST, dense))
     if path == "/v1/responses" and bytes(asked.background) == b"true":
         raise BadRequest(
             "'background' is not taken from keys and for endpoints that have limits: what is generated behind a "
@@ -107,8 +113,9 @@ def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = 
             most = SHORT_TOKENS
     if most is not None:
         asks = min(MOST, prompt + count * most)
-        return Estimate(asks, asks, prompt, price)
-    return Estimate(prompt, min(MOST, prompt + count * OUTPUT_TOKENS), prompt, price)
+        return Estimate(asks, asks, prompt, price, min(MOST, dense + count * most))
+    likely, longest = min(MOST, prompt + count * OUTPUT_TOKENS), min(MOST, dense + count * LONG_TOKENS)
+    return Estimate(prompt, likely, prompt, price, longest)
 
 
 def _prompt_tokens(asked: _Asked) -> int:

@@ -17,7 +17,7 @@ from tests.support.stack import Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
-ANSWER = 5
+ANSWER, LONG = 5, 3_000
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,7 @@ def stack() -> Iterator[Stack]:
     with running_stack(settings) as started:
         started.endpoint("first", Simulation(answer_tokens=ANSWER))
         started.endpoint("slow", Simulation(tokens_per_second=100, answer_tokens=100_000))
+        started.endpoint("long", Simulation(answer_tokens=LONG))
         yield started
 
 
@@ -170,6 +171,25 @@ def test_a_revoked_key_ends_what_waits_and_lets_answers_end_that_have_begun(stac
         assert "invalid_api_key" in "".join(seen)
         assert "revoked" in "".join(seen)
         assert "data: [DONE]" in list(lines)
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 100}])
+def test_a_budget_is_overshot_by_one_request_at_most_whatever_they_say_of_their_length(
+    stack: Stack, fields: dict[str, int]
+) -> None:
+    one, budget = fields.get("max_tokens", LONG), 5_000 if not fields else 450
+    with users(stack, {"budget": {"tokens": budget, "period": "total"}}) as (user,), ThreadPoolExecutor(12) as pool:
+        body = {"model": "long", "messages": [{"role": "user", "content": "a b c d " * 5}], **fields}
+
+        def ask(number: int) -> int:
+            headers = {"x-hostler-timeout": "60"} if number % 2 else {}
+            return user.client.post(CHAT, json={**body, "stream": False}, headers=headers).status_code
+
+        statuses = list(pool.map(ask, range(12)))
+        spent = stack.client.get(f"/api/keys/{user.id}").json()["spent"]
+        assert set(statuses) == {200, 429}
+        assert spent["reserved"] == 0
+        assert one <= spent["tokens"] <= budget + (one + 50 if not fields else 0)
 
 
 def test_a_restart_begins_no_new_minute_and_forgets_no_use_of_a_key(stack: Stack) -> None:

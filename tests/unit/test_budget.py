@@ -47,6 +47,32 @@ def test_it_is_never_overshot_where_requests_take_no_more_than_they_reserved(
 
 @given(
     st.integers(1, 60),
+    st.lists(st.tuples(st.booleans(), st.integers(1, 20), st.integers(0, 40), st.integers(0, 99)), max_size=60),
+)
+def test_where_requests_were_guessed_too_low_it_is_overshot_by_what_one_of_them_took_beyond(
+    most: int, steps: list[tuple[bool, int, int, int]]
+) -> None:
+    kept = account(Budget(tokens=most, cost=units(3 * most), period=Period.TOTAL))
+    under_way: list[tuple[int, int]] = []
+    overshoot = 0
+    for begins, asks, more, which in steps:
+        if begins or not under_way:
+            if kept.fits(asks, NOON, 3 * asks) and kept.is_sure(asks, 3 * asks, more, 3 * more):
+                overshoot = max(overshoot, more)
+                kept.reserve(asks, 3 * asks, more, 3 * more)
+                under_way.append((asks, more))
+        else:
+            amount, doubt = under_way.pop(which % len(under_way))
+            took = (amount + doubt) * (which % 4 > 0)
+            kept.settle(amount, took, NOON, 3 * amount, 3 * took)
+            kept.trust(doubt, 3 * doubt)
+        assert kept.spent(NOON).tokens <= most + overshoot
+        assert kept.spent(NOON).cost <= 3 * (most + overshoot)
+    assert (kept.reserved, kept.doubt) == (sum(one for one, _ in under_way), sum(more for _, more in under_way))
+
+
+@given(
+    st.integers(1, 60),
     st.integers(1, 60),
     st.lists(st.tuples(st.booleans(), st.integers(0, 20), st.integers(0, 20), st.integers(0, 20)), max_size=60),
 )

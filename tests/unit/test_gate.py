@@ -187,6 +187,29 @@ async def test_who_waits_for_a_budget_that_others_spend_is_told_so(gate: Gate) -
         await waiting
 
 
+async def test_what_may_turn_out_larger_than_is_left_goes_alone(gate: Gate) -> None:
+    gate.set_key("k", "app", None, Budget(tokens=1_000, period=Period.TOTAL))
+    quotas = gate.quotas("k", "")
+    assert quotas is not None
+    unsure, sure = Estimate(50, 50, most=600), Estimate(50, 50)
+    first = await gate.enter(quotas, unsure, 0)
+    with pytest.raises(BudgetSpent, match=r"550 tokens more than the 50 .*max_tokens") as caught:
+        await gate.enter(quotas, unsure, 0)
+    assert caught.value.retry_after == 1
+    assert (b"x-should-retry", b"false") not in caught.value.more_headers
+    beside = await gate.enter(quotas, sure, 0)
+    waiting = asyncio.create_task(gate.enter(quotas, unsure, LONG))
+    await asyncio.sleep(0)
+    beside.settle(50)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    first.settle(600)
+    (await waiting).settle(600)  # of the 350 that were left
+    account = gate.account("k")
+    assert account is not None
+    assert (account.reserved, account.doubt, account.spent(0).tokens) == (0, 0, 1_250)
+
+
 @given(
     st.integers(1, 4),
     st.integers(20, 60),

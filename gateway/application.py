@@ -82,7 +82,10 @@ async def _named(app: Any, scope: Any, receive: Any, send: Callable[[Any], Await
         await send(message)
 
     try:
-        await app(scope, receive, named_send)
+        if scope["method"] == "HEAD":
+            await _without_body(app, scope, receive, named_send)
+        else:
+            await app(scope, receive, named_send)
     finally:
         if not _is_probe(scope["path"], status):
             log.info(
@@ -93,6 +96,17 @@ async def _named(app: Any, scope: Any, receive: Any, send: Callable[[Any], Await
                 status=status,
                 ms=round((time.perf_counter() - began) * 1000, 1),
             )
+
+
+async def _without_body(app: Any, scope: Any, receive: Any, send: Callable[[Any], Awaitable[None]]) -> None:
+    """Answer HEAD as GET would be, but for the body; a stream, which has no end, ends with its head."""
+
+    async def send_head(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body", "body": b""})
+
+    await app({**scope, "method": "GET"}, receive, send_head)
 
 
 def _is_probe(path: str, status: int) -> bool:

@@ -81,6 +81,10 @@ class Unauthorized(GatewayError):
     type = "authentication_error"
     code = "invalid_api_key"
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With what a 401 must have (RFC 9110, 15.5.2); Basic, which is taken too, would make browsers ask people."""
+        return [*super().headers(), (b"www-authenticate", b'Bearer realm="hostler"')]
+
 
 class TokenUnverified(Unauthorized):
     """A person's sign-in token that has to be verified first, which takes waiting: `Keyring.sign_in` does it."""
@@ -117,6 +121,20 @@ class MethodNotAllowed(GatewayError):
     status = 405
     type = "invalid_request_error"
     code = "method_not_allowed"
+
+    allowed = "POST"
+    """The methods there are, with commas between."""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With what a 405 must have (RFC 9110, 15.5.6)."""
+        return [*super().headers(), (b"allow", self.allowed.encode())]
+
+    @classmethod
+    def but(cls, allowed: str, method: str, path: str) -> "MethodNotAllowed":
+        """What a path answers that takes others."""
+        error = cls(f"{path} takes {allowed}, not {method}")
+        error.allowed = allowed
+        return error
 
 
 class RequestTimeout(GatewayError):

@@ -1,6 +1,7 @@
 """What every Litestar route needs: a body as a struct, a scope as a guard, an error as the one error shape."""
 
 import sqlite3
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,6 +40,28 @@ Body = TypeVar("Body")
 async def read(request: Request[Any, Any, Any], kind: type[Body]) -> Body:
     """The request's JSON body as this type. Raises BadRequest with the field that does not fit."""
     return decoded(msgspec.json.Decoder(kind).decode, await request.body())
+
+
+def parameters(request: Request[Any, Any, Any], known: Collection[str]) -> dict[str, str]:
+    """The query's parameters. Raises BadRequest for one that is not known, or is there more than once."""
+    given = dict(request.query_params.items())
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise BadRequest(f"There is no parameter '{unknown[0]}': there are {', '.join(known)}", param=unknown[0])
+    twice = [name for name in given if len(request.query_params.getall(name)) > 1]
+    if twice:
+        raise BadRequest(f"The parameter '{twice[0]}' is there more than once: send it once", param=twice[0])
+    return given
+
+
+def number(given: Mapping[str, str], name: str) -> int | None:
+    """A parameter that is a whole number from 1 on, and fits SQLite's. Raises BadRequest."""
+    if name not in given:
+        return None
+    text = given[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):  # noqa: PLR2004 - fits 64 bits
+        raise BadRequest(f"{name} takes a whole number from 1 on, not {text!r}", param=name)
+    return int(text)
 
 
 def needs(scope: Scope) -> Guard:
@@ -96,15 +119,22 @@ def on_gateway_error(request: Request[Any, Any, Any], error: GatewayError) -> Re
 def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Litestar's handler for its own exceptions: routing and limits."""
     path, method = request.scope["path"], request.scope["method"]
+    allowed = _allowed(error)
     kinds: dict[int, GatewayError] = {
         404: NotFound(f"There is no route {method} {path}: see docs/api.md for those there are"),
-        405: MethodNotAllowed(f"{path} does not take {method}"),
+        405: MethodNotAllowed.but(allowed, method, path),
         413: BodyTooLarge("The body is larger than HOSTLER_MAX_BODY_MIB allows"),
     }
     known = kinds.get(error.status_code)
     if known is None and error.status_code < 500:  # noqa: PLR2004 - whatever else Litestar refuses is the caller's doing
         known = BadRequest(error.detail)
     return answer(known) if known is not None else on_bug(request, error)
+
+
+def _allowed(error: HTTPException) -> str:
+    """The methods of the route, in the words of the header `Allow`; HEAD goes wherever GET does."""
+    methods = {name.strip() for name in (error.headers or {}).get("allow", "").split(",") if name.strip()}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def on_database_error(request: Request[Any, Any, Any], error: sqlite3.Error) -> Response[bytes]:
@@ -123,6 +153,17 @@ def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     return answer(
         InternalError(f"The gateway failed on this request; its log has the cause under the request id {request_id}")
     )
+
+
+async def name_all_methods(message: Any, scope: Any) -> None:
+    """Have the answer to OPTIONS name every method of the path: Litestar names those of one of its handlers."""
+    if scope["type"] != "http" or scope["method"] != "OPTIONS" or message["type"] != "http.response.start":
+        return
+    routes = [route for route in scope["litestar_app"].routes if route.path == scope["path_template"]]
+    methods = {str(method) for route in routes for method in route.methods}
+    headers = [pair for pair in message["headers"] if pair[0].lower() != b"allow"]
+    named = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+    message["headers"] = [*headers, (b"allow", named.encode())]
 
 
 HANDLERS: Any = {

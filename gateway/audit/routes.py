@@ -10,7 +10,7 @@ from litestar import Controller, Request, get
 from gateway.audit.store import AuditStore, Wanted
 from gateway.database.chain import Record
 from gateway.errors import BadRequest
-from gateway.http import needs
+from gateway.http import needs, number, parameters
 from gateway.types import Scope
 
 PAGE, PAGE_LIMIT = 100, 1000
@@ -55,15 +55,10 @@ class AuditRoutes(Controller):
     @get("/api/audit")
     async def page(self, request: Request[Any, Any, Any], audit: AuditStore, settle: Settle) -> Page:
         """A page of the records that fit."""
-        given = dict(request.query_params.items())
-        unknown = sorted(set(given) - set(PARAMETERS))
-        if unknown:
-            raise BadRequest(
-                f"There is no parameter '{unknown[0]}': there are {', '.join(PARAMETERS)}", param=unknown[0]
-            )
-        most = min(_number(given, "limit") or PAGE, PAGE_LIMIT)
+        given = parameters(request, PARAMETERS)
+        most = min(number(given, "limit") or PAGE, PAGE_LIMIT)
         wanted = Wanted(
-            before=_number(given, "before"),
+            before=number(given, "before"),
             **{name: given[name] for name in WORDS if given.get(name)},
             since=_time(given, "from"),
             until=_time(given, "to"),
@@ -88,15 +83,6 @@ def view(record: Record) -> RecordView:
         record.request_id,
         record.hash.hex(),
     )
-
-
-def _number(given: dict[str, str], name: str) -> int | None:
-    text = given.get(name, "")
-    if not text:
-        return None
-    if not (text.isascii() and text.isdigit() and len(text) < 19 and int(text) > 0):  # noqa: PLR2004 - fits 64 bits
-        raise BadRequest(f"{name} takes a whole number from 1 on, not {text!r}", param=name)
-    return int(text)
 
 
 def _time(given: dict[str, str], name: str) -> float | None:

@@ -3,14 +3,15 @@
 from typing import Any
 
 import msgspec
-from litestar import Controller, delete, get, put
+from litestar import Controller, Request, delete, get, put
 
 from gateway.access.keyring import Keyring
 from gateway.capture.recorder import Captures
-from gateway.http import needs
+from gateway.http import needs, number, parameters
 from gateway.types import Scope
 
 PAGE, PAGE_LIMIT = 20, 200
+PARAMETERS = ("key", "before", "limit")
 
 
 class CapturePage(msgspec.Struct, frozen=True):
@@ -30,16 +31,11 @@ class CaptureRoutes(Controller):
     guards = [needs(Scope.ADMIN)]
 
     @get()
-    async def page(
-        self,
-        captures: Captures,
-        key: str | None = None,
-        before: int | None = None,
-        limit: int = PAGE,
-    ) -> CapturePage:
+    async def page(self, request: Request[Any, Any, Any], captures: Captures) -> CapturePage:
         """A page of what was captured."""
-        most = min(max(limit, 1), PAGE_LIMIT)
-        found = await captures.page(key, before, most + 1)
+        given = parameters(request, PARAMETERS)
+        most = min(number(given, "limit") or PAGE, PAGE_LIMIT)
+        found = await captures.page(given.get("key"), number(given, "before"), most + 1)
         shown = [{"id": number, **captured._asdict()} for number, captured in found[:most]]
         return CapturePage(sorted(captures.keys), shown, found[most - 1][0] if len(found) > most else None)
 

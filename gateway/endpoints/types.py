@@ -12,11 +12,13 @@ from worker_manager.contract import Failure, LoraRoom
 from worker_manager.engine_flags import FlagValue
 
 # \Z and not $, which would let a line feed in at the end
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:@-]*(/[A-Za-z0-9_:@-][A-Za-z0-9._:@-]*)*\Z"
+"""Nothing in it that is lost in a path: no slash at its end, no two in a row, no part that begins with a dot."""
+NAME_MAX = 128
 MODEL_PATTERN = r"^(?!local/[^A-Za-z0-9])[A-Za-z0-9][\w.-]{0,95}/(?!\.{1,2}\Z)[\w.-]{1,96}\Z"
 """No name made of dots alone: that would be a folder above. The worker manager takes no hidden folder under local/."""
 
-Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN, max_length=NAME_MAX)]
 
 
 class AdapterSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

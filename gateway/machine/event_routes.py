@@ -11,7 +11,7 @@ from litestar.response import Stream
 from gateway.access.keyring import Keyring
 from gateway.errors import BadRequest, GatewayError, TooManyRequests
 from gateway.events import Event, Events, Kind
-from gateway.http import needs
+from gateway.http import needs, parameters
 from gateway.types import Scope
 
 HEARTBEAT_SECONDS = 10.0
@@ -45,12 +45,7 @@ class EventRoutes(Controller):
     @get("/api/events")
     async def events(self, request: Request[Any, Any, Any], events: Events, keyring: Keyring) -> Stream:
         """Every event from now on, or behind the one that `Last-Event-ID` names."""
-        given = dict(request.query_params.items())
-        unknown = sorted(set(given) - set(PARAMETERS))
-        if unknown:
-            raise BadRequest(
-                f"There is no parameter '{unknown[0]}': there are {', '.join(PARAMETERS)}", param=unknown[0]
-            )
+        given = parameters(request, PARAMETERS)
         wanted = Wanted(_kinds(given.get("kind", "")), given.get("endpoint"))
         last = request.headers.get("last-event-id") or given.get("after")
         if events.listeners >= LISTENERS:

@@ -233,7 +233,7 @@ class InferenceEntry:
             await self._answer_about_response(call, principal)
             return
         if call.method != "POST":
-            raise MethodNotAllowed(f"{call.path} takes POST, not {call.method}")
+            raise MethodNotAllowed.but("POST", call.method, call.path)
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
         self._read(call, principal)
         quotas = self._gate.quotas(call.key, call.endpoint)
@@ -299,7 +299,7 @@ class InferenceEntry:
         if allowed is None:
             raise lost_response(response_id)
         if call.method != allowed:
-            raise MethodNotAllowed(f"{call.path} takes {allowed}, not {call.method}")
+            raise MethodNotAllowed.but(allowed, call.method, call.path)
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
         made = self._relay.made(response_id, call.key, principal.may_use)
         call.endpoint = made.endpoint

@@ -1,19 +1,11 @@
 """What reports of use are asked: the words of a query, read and refused. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
 
 from gateway.errors import BadRequest
 
 JSON, CSV = "json", "csv"
-
-
-def known(given: Mapping[str, str], parameters: Sequence[str]) -> dict[str, str]:
-    """The parameters of a query. Raises BadRequest for one that there is not."""
-    unknown = sorted(set(given) - set(parameters))
-    if unknown:
-        raise BadRequest(f"There is no parameter '{unknown[0]}': there are {', '.join(parameters)}", param=unknown[0])
-    return dict(given)
 
 
 def days(given: Mapping[str, str], most: int) -> tuple[date, date]:

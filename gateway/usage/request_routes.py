@@ -10,10 +10,10 @@ import msgspec
 from litestar import Controller, Request, Response, get
 
 from gateway.errors import BadRequest
-from gateway.http import needs
+from gateway.http import needs, parameters
 from gateway.prices import units
 from gateway.types import Priority, Scope, Used
-from gateway.usage.questions import days, known, wants_csv
+from gateway.usage.questions import days, wants_csv
 from gateway.usage.recorder import Recorder
 from gateway.usage.request_store import Place, RequestStore, Wanted
 from gateway.usage.types import DAY_SECONDS
@@ -70,7 +70,7 @@ class RequestRoutes(Controller):
         self, request: Request[Any, Any, Any], requests: RequestStore, recorder: Recorder, cost_unit: str
     ) -> Response[RequestsPage] | Response[str]:
         """A page of the requests that fit."""
-        given = known(request.query_params, PARAMETERS)
+        given = parameters(request, PARAMETERS)
         first, last = days(given, DAYS)
         wanted = Wanted(
             _begin(first),

@@ -8,11 +8,11 @@ import msgspec
 from litestar import Controller, Request, Response, get
 
 from gateway.errors import BadRequest
-from gateway.http import needs
+from gateway.http import needs, parameters
 from gateway.types import Scope
 from gateway.usage.gpu_recorder import GpuRecorder
 from gateway.usage.gpu_store import GpuStore
-from gateway.usage.questions import days, known, wants_csv
+from gateway.usage.questions import days, wants_csv
 from gateway.usage.recorder import Recorder
 from gateway.usage.store import UsageStore
 from gateway.usage.types import By, GpuSum, Sum, UsageReport, UsageRow, row
@@ -38,7 +38,7 @@ class UsageRoutes(Controller):
         cost_unit: str,
     ) -> Response[UsageReport] | Response[str]:
         """Sums of every request that has ended."""
-        given = known(request.query_params, PARAMETERS)
+        given = parameters(request, PARAMETERS)
         by = _by(given.get("by"))
         first, last = [day.isoformat() for day in days(given, DAYS)]
         csv_wanted = wants_csv(given.get("format"), request.headers.get("accept", ""))

@@ -40,7 +40,7 @@ from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
 from gateway.errors import Conflict
 from gateway.events import Events
-from gateway.http import HANDLERS
+from gateway.http import HANDLERS, name_all_methods
 from gateway.learned import Learned
 from gateway.load_times import LoadTimes
 from gateway.logs import RequestLog
@@ -50,6 +50,7 @@ from gateway.machine.health import HealthRoutes, Readiness
 from gateway.machine.routes import MachineRoutes
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
+from gateway.openapi.routes import DocumentRoutes
 from gateway.proxy import canary
 from gateway.proxy.hygiene import Hygiene, limits_of
 from gateway.proxy.pool import Pool
@@ -74,6 +75,21 @@ from worker_manager.contract import DownloadSpec, ObservedSet
 
 log = structlog.get_logger(__name__)
 
+CONTROLLERS = (
+    HealthRoutes,
+    EndpointRoutes,
+    ModelRoutes,
+    KeyRoutes,
+    MachineRoutes,
+    EventRoutes,
+    UsageRoutes,
+    RequestRoutes,
+    AuditRoutes,
+    BackupRoutes,
+    CaptureRoutes,
+    DocumentRoutes,
+)
+"""Everything but inference; `openapi/` describes it."""
 SWEEP_SECONDS = 10.0
 MIB = 1024 * 1024
 
@@ -335,21 +351,10 @@ def litestar(gateway: Gateway) -> Litestar:
         "backups": gateway.backups,
     }
     return Litestar(
-        [
-            HealthRoutes,
-            EndpointRoutes,
-            ModelRoutes,
-            KeyRoutes,
-            MachineRoutes,
-            EventRoutes,
-            UsageRoutes,
-            RequestRoutes,
-            AuditRoutes,
-            BackupRoutes,
-            CaptureRoutes,
-        ],
+        CONTROLLERS,
         dependencies={name: Provide(_giver(thing), sync_to_thread=False) for name, thing in things.items()},
         exception_handlers=HANDLERS,
+        before_send=[name_all_methods],
         state=State({"keyring": gateway.keyring, "sign_ins": gateway.sign_ins}),
         openapi_config=None,
         logging_config=None,

@@ -10,7 +10,7 @@ import msgspec
 from litestar import Controller, Request, Response, get
 
 from gateway.errors import BadRequest
-from gateway.http import needs, parameters
+from gateway.http import needs, number, parameters
 from gateway.prices import units
 from gateway.types import Priority, Scope, Used
 from gateway.usage.questions import days, wants_csv
@@ -78,7 +78,10 @@ class RequestRoutes(Controller):
             given.get("key") or None,
             given.get("endpoint") or None,
         )
-        most, csv_wanted = _most(given.get("limit")), wants_csv(given.get("format"), request.headers.get("accept", ""))
+        most, csv_wanted = (
+            min(number(given, "limit") or PAGE, PAGE_LIMIT),
+            wants_csv(given.get("format"), request.headers.get("accept", "")),
+        )
         await recorder.flush()
         found, place = await requests.page(wanted, most)
         following = f"{place.at!r}-{place.number}" if place is not None else None
@@ -125,14 +128,6 @@ def _csv(page: RequestsPage) -> str:
     for one in page.requests:
         writer.writerow(["" if value is None else value for value in msgspec.structs.astuple(one)])
     return out.getvalue()
-
-
-def _most(text: str | None) -> int:
-    if not text:
-        return PAGE
-    if not (text.isascii() and text.isdigit() and int(text[:9]) > 0):
-        raise BadRequest(f"limit takes a whole number from 1 on, not {text!r}", param="limit")
-    return min(int(text[:9]), PAGE_LIMIT)
 
 
 def _place(text: str | None) -> Place:

@@ -159,7 +159,6 @@ PATH_ROWS = [
         ("GET", "/health"),
         ("GET", "/version"),
         ("GET", "/docs"),
-        ("GET", "/openapi.json"),
         ("GET", "/schema"),
         ("GET", "/simulator/stats"),
     ]

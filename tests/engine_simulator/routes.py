@@ -76,6 +76,10 @@ class Router:
             self._handler(request)(self._engine, connection, request)
         except RequestError as error:
             connection.answer_json(error.body(request.path), error.status)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as misfit:
+            # a body of another shape than the route's, which vLLM's models of bodies refuse before its code sees it
+            refusal = RequestError(400, f"1 validation error:\n  {misfit}", "Bad Request", "body")
+            connection.answer_json(refusal.body(request.path), refusal.status)
         except Exception:  # noqa: BLE001 - the root of a request, logged
             # vLLM answers 500 to whatever it did not foresee, and goes on
             traceback.print_exc()

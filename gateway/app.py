@@ -161,6 +161,7 @@ class Gateway:
         """Let those hear of things who keep record of them."""
         self.scheduler.noticed = self._noticed
         self.scheduler.planned = self._planned
+        self.scheduler.overruled = self.refusals.overruled
         self.registry.noted = self.chronicle.noted
         self.trials.told = self.chronicle.tried
 

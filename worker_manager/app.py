@@ -11,6 +11,7 @@ import uvicorn
 from litestar import Litestar
 
 from worker_manager import host, logs, routes
+from worker_manager.connections import config_of
 from worker_manager.contract import Gpu, HostFacts
 from worker_manager.deadlines import Limits
 from worker_manager.downloads import Downloads
@@ -23,6 +24,7 @@ from worker_manager.listener import check_lengths, listen
 from worker_manager.observation import Observation
 from worker_manager.prefetch import Prefetch
 from worker_manager.proofs import Proofs
+from worker_manager.refusals import Refusals
 from worker_manager.settings import Settings
 from worker_manager.sleeper import Sleeper
 from worker_manager.supervisor import Supervisor
@@ -45,6 +47,7 @@ class Manager:
         self.images: tuple[str, ...] = ()
         self.engine = self.program = ""
         self.disk_free_mib = 0
+        self.refusals = Refusals(self._changed)
         self.launcher: Launcher = make_launcher(
             kind,
             settings,
@@ -82,6 +85,7 @@ class Manager:
             ),
             sleeper=sleeper,
             gpus=self._gpus,
+            refusals=self.refusals,
             on_units=self._listed,
             on_change=self._changed,
         )
@@ -97,6 +101,7 @@ class Manager:
             workers=self.supervisor.observed,
             downloads=self.downloads.list,
             host=self.host_facts,
+            refusals=self.refusals.sums,
         )
 
     def host_facts(self) -> HostFacts:
@@ -191,7 +196,7 @@ def make_app(manager: Manager) -> Litestar:
     """The HTTP application of a manager."""
     return Litestar(
         route_handlers=routes.handlers(manager.observation, manager.supervisor, manager.downloads),
-        exception_handlers={Exception: routes.answer_error},
+        exception_handlers={Exception: routes.Answers(manager.refusals)},
         lifespan=[manager.running],
         request_max_body_size=routes.BODY_LIMIT_BYTES,
         openapi_config=None,
@@ -212,8 +217,9 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> None:
 
 async def _serve(settings: Settings, environ: Mapping[str, str], listener: socket.socket) -> None:
     manager = Manager(settings, environ, await choose(settings))
-    config = uvicorn.Config(
+    config = config_of(
         make_app(manager),
+        manager.refusals,
         loop="none",
         log_config=None,
         access_log=False,

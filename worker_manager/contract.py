@@ -6,12 +6,10 @@ side the next exchange repairs what was lost.
 
 Routes on the manager's Unix socket (JSON bodies, all bounded in time):
 
-    GET    /observed?after=VERSION&wait=SECONDS   ObservedSet, at once if its version differs from VERSION,
-                                                  else as soon as it changes, else after `wait` (long poll)
+    GET    /observed?after=VERSION&wait=SECONDS   ObservedSet, once its version is not VERSION, else after `wait`
     PUT    /desired                               DesiredSet -> Accepted; 409 if a newer generation was accepted before
     GET    /workers/{id}/log?lines=N              LogTail; 404 unknown
-    POST   /downloads                             DownloadSpec -> Download; the same repository and revision again
-                                                  answers the running one
+    POST   /downloads                             DownloadSpec -> Download; the running one where there is one
     GET    /downloads                             list[Download]
     DELETE /downloads/{id}                        Download (cancelled); 404 unknown
     GET    /livez                                 204
@@ -126,6 +124,15 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """What was refused of one kind since the manager's start: how often, and the last one's words and Unix time."""
+
+    kind: str
+    count: int
+    message: str
+    at: float
+
+
 class LoraRoom(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an engine is started with for LoRA adapters: they come and go while it runs, this does not."""
 
@@ -181,8 +188,8 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """An engine image by name, which must be on the manager's allow-list; None: the manager's default."""
     model: ModelPath
     """The weights' folder, relative to the models folder."""
-    served_names: tuple[Annotated[str, msgspec.Meta(max_length=256)], ...]
-    gpus: tuple[Annotated[str, msgspec.Meta(max_length=96)], ...] = ()
+    served_names: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=256)], ...], msgspec.Meta(max_length=64)]
+    gpus: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=96)], ...], msgspec.Meta(max_length=64)] = ()
     """GPU UUIDs; empty on a machine that serves from its CPUs."""
     gpu_memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """MiB promised to this worker on each of its GPUs."""
@@ -195,10 +202,10 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All the workers that should exist. A set with a lower generation than the last accepted one is refused."""
+    """All the workers that should exist. Refused are a lower generation than the last one, and the same of another."""
 
     generation: Annotated[int, msgspec.Meta(ge=1)]
-    workers: tuple[WorkerSpec, ...] = ()
+    workers: Annotated[tuple[WorkerSpec, ...], msgspec.Meta(max_length=256)] = ()
     residencies: dict[WorkerId, Residency] = {}
     """How warm each of `workers` should be; absent: HOT. Never GONE: who should be gone is not in `workers`.
 
@@ -210,7 +217,7 @@ class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Those of `workers` that must not sleep, and why: their engines are started without sleep mode."""
     soon: tuple[ModelPath, ...] = ()
     """Models to be started once others have made room, the most urgent first: worth reading into the page cache."""
-    adapters: dict[WorkerId, tuple[Adapter, ...]] = {}
+    adapters: dict[WorkerId, Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=1024)]] = {}
     """The LoRA adapters that each of `workers` should have. They are loaded and unloaded while it runs: not a part of
     what it is, so not of its `spec_hash`."""
 
@@ -373,6 +380,8 @@ class ObservedSet(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[ObservedWorker, ...] = ()
     host: HostFacts
     downloads: tuple[Download, ...] = ()
+    refusals: tuple[Refused, ...] = ()
+    """What was asked of it and refused, in sums: for the gateway's audit trail."""
 
 
 class LogTail(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,6 +18,8 @@ from worker_manager.launchers.base import Launcher, LauncherError, Unit, UnitKin
 POLL_SECONDS = 1.0
 STOP_SECONDS = 10.0
 LOG_LINES = 60
+RUNNING_MAX = 16
+"""How many jobs run at once; each is a container, with a network and with the models folder."""
 FINISHED_KEPT = 32
 """How many finished jobs are listed; older ones are removed with their units."""
 KINDS = {
@@ -50,6 +52,7 @@ class Downloads:
         self._units: dict[str, Unit] = {}
         self._wake = asyncio.Event()
         self._locks: dict[str, asyncio.Lock] = {}
+        self._starting: set[str] = set()
 
     async def run(self) -> None:
         """Until cancelled: read the running jobs' output each second."""
@@ -84,6 +87,18 @@ class Downloads:
                 "unset HOSTLER_OFFLINE, or put the model below models/local/ yourself",
             )
         job_id = job_id_of(spec)
+        running = {known.id for known in self.list() if known.state is DownloadState.RUNNING} | self._starting
+        if job_id not in running and len(running) >= RUNNING_MAX:
+            raise DownloadRefusedError(
+                "busy", f"{RUNNING_MAX} downloads run already", "wait until one has ended, or cancel one"
+            )
+        self._starting.add(job_id)
+        try:
+            return await self._start(job_id, spec)
+        finally:
+            self._starting.discard(job_id)
+
+    async def _start(self, job_id: str, spec: DownloadSpec) -> Download:
         async with self._lock(job_id):
             known = self._downloads.get(job_id)
             if known is not None and known.state is DownloadState.RUNNING:
@@ -107,6 +122,8 @@ class Downloads:
 
     async def cancel(self, job_id: str) -> Download | None:
         """Stop a running job, or drop a finished one from the list; partial files stay. None if unknown."""
+        if job_id not in self._downloads:
+            return None  # without a lock: anybody can ask for anything
         async with self._lock(job_id):
             known = self._downloads.get(job_id)
             if known is None:
@@ -145,6 +162,7 @@ class Downloads:
         finished = [download for download in self.list() if download.state is not DownloadState.RUNNING]
         for download in finished[:-FINISHED_KEPT]:
             await self.cancel(download.id)
+            self._locks.pop(download.id, None)
 
     def _lock(self, job_id: str) -> asyncio.Lock:
         return self._locks.setdefault(job_id, asyncio.Lock())

@@ -25,3 +25,5 @@ def configure(level: str, form: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, force=True)
+    # what is no HTTP is counted and logged in sums (`refusals`): a line for each would wash away all others
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Callable
 
-from worker_manager.contract import Download, HostFacts, ObservedSet, ObservedWorker
+from worker_manager.contract import Download, HostFacts, ObservedSet, ObservedWorker, Refused
 
 
 class Observation:
@@ -17,6 +17,7 @@ class Observation:
         workers: Callable[[], tuple[ObservedWorker, ...]],
         downloads: Callable[[], tuple[Download, ...]],
         host: Callable[[], HostFacts],
+        refusals: Callable[[], tuple[Refused, ...]],
     ) -> None:
         self.manager = uuid.uuid4().hex
         self._version = 1
@@ -24,6 +25,7 @@ class Observation:
         self._workers = workers
         self._downloads = downloads
         self._host = host
+        self._refusals = refusals
         self._change = asyncio.Event()
 
     def changed(self) -> None:
@@ -41,6 +43,7 @@ class Observation:
             workers=self._workers(),
             host=self._host(),
             downloads=self._downloads(),
+            refusals=self._refusals(),
         )
 
     async def after(self, version: int, seconds: float) -> ObservedSet:

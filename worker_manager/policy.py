@@ -116,10 +116,10 @@ def cache_folder(image: str) -> str:
     return f"{readable}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
 
 
-def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str) -> None:
-    """The rules that hold for every launcher. Raises `PolicyRefusal`."""
+def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str) -> WorkerSpec:
+    """The same spec, for which the rules hold that all launchers share. Raises `PolicyRefusal`."""
     try:  # a struct made in Python is not checked, one from a label or a file may be anything
-        msgspec.convert(msgspec.to_builtins(spec), WorkerSpec)
+        spec = msgspec.convert(msgspec.to_builtins(spec), WorkerSpec)
     except msgspec.ValidationError as error:
         raise PolicyRefusal(f"the worker's description is not valid: {error}") from error
     _check_names(spec)
@@ -149,6 +149,7 @@ def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str)
     _check_room(spec)
     if len(set(spec.gpus)) != len(spec.gpus):
         raise PolicyRefusal("the same GPU was named twice for one worker")
+    return spec
 
 
 def _check_room(spec: WorkerSpec) -> None:
@@ -186,13 +187,13 @@ def check_resolved(model: str, resolved: str | None) -> str:
             "put the model there, or download it first",
             FailureKind.MODEL_MISSING,
         )
-    parts = PurePosixPath(resolved).parts
-    if not parts or parts[0] == "/" or ".." in parts:
+    path = PurePosixPath(resolved)
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\x00" in resolved:
         raise PolicyRefusal(
             f"the model folder {model!r} is a link out of the models folder",
             "move the model into the models folder, or mount it there",
         )
-    return resolved
+    return str(path)
 
 
 def container_body(
@@ -208,8 +209,8 @@ def container_body(
 
     Raises `PolicyRefusal`.
     """
+    spec = check_spec(spec, context.gpu_totals_mib, context.device)
     image = image_of(spec, context.images)
-    check_spec(spec, context.gpu_totals_mib, context.device)
     model = check_model_folder(spec, resolved_model)
     if context.uid == 0:
         raise PolicyRefusal("engines never run as root", "run the manager with another user")

@@ -1,5 +1,7 @@
 """The routes on the manager's socket; they only translate HTTP to calls."""
 
+import asyncio
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -8,16 +10,33 @@ from litestar import Request, Response, delete, get, post, put
 from litestar.exceptions import HTTPException
 from litestar.handlers import HTTPRouteHandler
 
-from worker_manager.contract import Accepted, DesiredSet, DownloadSpec, LogTail, Refusal, Residency
+from worker_manager.contract import (
+    WORKER_ID_PATTERN,
+    Accepted,
+    DesiredSet,
+    DownloadSpec,
+    LogTail,
+    Refusal,
+    Residency,
+)
 from worker_manager.downloads import DownloadRefusedError, Downloads
 from worker_manager.launchers.base import LauncherError
 from worker_manager.observation import Observation
+from worker_manager.refusals import Refusals
 from worker_manager.supervisor import StaleGenerationError, Supervisor
 
 BODY_LIMIT_BYTES = 4 * 1024 * 1024
+GENERATION_STEP = 2**32
+"""A desired set may be so much higher than the last one: there is to be a next one, whatever somebody sends."""
+BODY_SECONDS = 10.0
+"""For a request's whole body to arrive."""
 WAIT_MAX_SECONDS = 60.0
 LOG_LINES_DEFAULT = 200
 LOG_LINES_MAX = 10_000
+PATH_MAX = 100
+"""Characters of a path, or of an id, that are repeated in a message."""
+HARMLESS = frozenset({"unknown_worker", "unknown_download"})
+"""Refusals that tell of nothing but two who look at different times."""
 
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
@@ -54,12 +73,14 @@ def _worker_routes(observation: Observation, supervisor: Supervisor) -> list[HTT
     @put("/desired")
     async def desired(request: AnyRequest) -> Response[bytes]:
         """Take a desired set."""
-        sent = _decode(await request.body(), DesiredSet)
+        sent = _decode(await _body(request), DesiredSet)
         ids = [spec.id for spec in sent.workers]
         if len(set(ids)) != len(ids):
             raise RefusedError(400, Refusal(kind="invalid", message="two workers of the desired set have the same id"))
         if Residency.GONE in sent.residencies.values():
             raise RefusedError(400, Refusal(kind="invalid", message="a worker that should be gone is left out instead"))
+        if sent.generation > supervisor.generation + GENERATION_STEP:
+            raise RefusedError(400, Refusal(kind="invalid", message="the generation is far higher than the last one"))
         try:
             supervisor.take(sent)
         except StaleGenerationError as error:
@@ -70,6 +91,7 @@ def _worker_routes(observation: Observation, supervisor: Supervisor) -> list[HTT
     @get("/workers/{worker:str}/log")
     async def log(request: AnyRequest, worker: str) -> Response[bytes]:
         """The last lines of a worker's log."""
+        _check_id(worker)
         lines = int(_number(request, "lines", LOG_LINES_DEFAULT, LOG_LINES_MAX))
         found = await supervisor.log(worker, lines)
         if found is None:
@@ -84,7 +106,7 @@ def _download_routes(downloads: Downloads) -> list[HTTPRouteHandler]:
     async def start(request: AnyRequest) -> Response[bytes]:
         """Start a download, or answer the running one."""
         try:
-            return _json(await downloads.start(_decode(await request.body(), DownloadSpec)))
+            return _json(await downloads.start(_decode(await _body(request), DownloadSpec)))
         except DownloadRefusedError as error:
             raise RefusedError(409, Refusal(kind=error.kind, message=str(error), hint=error.hint)) from error
 
@@ -96,6 +118,7 @@ def _download_routes(downloads: Downloads) -> list[HTTPRouteHandler]:
     @delete("/downloads/{job:str}", status_code=200)
     async def cancel(job: str) -> Response[bytes]:
         """Cancel a download, or drop a finished one."""
+        _check_id(job)
         download = await downloads.cancel(job)
         if download is None:
             raise RefusedError(404, Refusal(kind="unknown_download", message=f"there is no download {job!r}"))
@@ -104,24 +127,49 @@ def _download_routes(downloads: Downloads) -> list[HTTPRouteHandler]:
     return [start, list_all, cancel]
 
 
-def answer_error(_request: AnyRequest, error: Exception) -> Response[bytes]:
-    """Every error as `{"error": Refusal}`."""
-    if isinstance(error, RefusedError):
+class Answers:
+    """Every error as `{"error": Refusal}`; what was refused is noted."""
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+
+    def __call__(self, request: AnyRequest, error: Exception) -> Response[bytes]:
+        """The answer to an error."""
+        if isinstance(error, LauncherError):
+            logger.warning("request_failed", cause=str(error))
+            return _error(503, Refusal(kind="launcher", message=str(error), hint="see the manager's log"))
+        if isinstance(error, HTTPException):
+            error = RefusedError(error.status_code, Refusal(kind="http", message=error.detail))
+        if not isinstance(error, RefusedError):
+            logger.error("request_failed", exc_info=error)
+            return _error(500, Refusal(kind="internal", message="the manager failed; its log says why"))
+        if error.refusal.kind not in HARMLESS:
+            what = f"{request.method} {request.url.path}"[:PATH_MAX]
+            self._refusals.note(error.refusal.kind, f"{what}: {error.status} {error.refusal.message}")
         return _error(error.status, error.refusal)
-    if isinstance(error, HTTPException):
-        return _error(error.status_code, Refusal(kind="http", message=error.detail))
-    if isinstance(error, LauncherError):
-        logger.warning("request_failed", cause=str(error))
-        return _error(503, Refusal(kind="launcher", message=str(error), hint="see the manager's log"))
-    logger.error("request_failed", exc_info=error)
-    return _error(500, Refusal(kind="internal", message="the manager failed; its log says why"))
+
+
+async def _body(request: AnyRequest) -> bytes:
+    """The whole body. Raises `RefusedError` where it does not come in time."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.body()
+    except TimeoutError as error:
+        message = f"the body was not whole after {BODY_SECONDS:g} s"
+        raise RefusedError(408, Refusal(kind="late", message=message)) from error
+
+
+def _check_id(text: str) -> None:
+    """Raises `RefusedError` for what can be no unit's id."""
+    if not re.match(WORKER_ID_PATTERN, text):
+        raise RefusedError(404, Refusal(kind="invalid", message=f"{text[:PATH_MAX]!r} is no id of ours"))
 
 
 def _decode(body: bytes, kind: type[T]) -> T:
     """A JSON body as a struct. Raises `RefusedError`."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RefusedError(400, Refusal(kind="invalid", message=f"the body does not fit: {error}")) from error
 
 

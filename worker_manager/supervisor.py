@@ -18,26 +18,13 @@ from worker_manager import reconcile as rules
 from worker_manager import tracked as life
 from worker_manager.adapters import Adapters
 from worker_manager.board import Board
-from worker_manager.contract import (
-    DesiredSet,
-    Failure,
-    Gpu,
-    ObservedWorker,
-    WorkerSpec,
-    WorkerState,
-)
+from worker_manager.contract import DesiredSet, Failure, Gpu, ObservedWorker, WorkerSpec, WorkerState
 from worker_manager.engines.canary import Rhythm
 from worker_manager.keeper import Keeper
-from worker_manager.launchers.base import (
-    Launcher,
-    LauncherError,
-    LauncherUnavailableError,
-    Unit,
-    UnitKind,
-    in_time,
-)
+from worker_manager.launchers.base import Launcher, LauncherError, LauncherUnavailableError, Unit, UnitKind, in_time
 from worker_manager.measuring import Measurements
 from worker_manager.policy import PolicyRefusal
+from worker_manager.refusals import Refusals
 from worker_manager.sleeper import Sleeper
 from worker_manager.tracked import Tracked
 
@@ -60,7 +47,7 @@ class StaleGenerationError(Exception):
     """A desired set came that is older than the one taken before."""
 
     def __init__(self, sent: int, taken: int) -> None:
-        super().__init__(f"desired set {sent} is older than {taken}, which was taken before")
+        super().__init__(f"desired set {sent} is not newer than {taken}, which was taken before")
 
 
 class Supervisor:
@@ -76,6 +63,7 @@ class Supervisor:
         canary: Rhythm,
         sleeper: Sleeper,
         gpus: Callable[[dict[str, Unit]], Awaitable[tuple[Gpu, ...]]],
+        refusals: Refusals,
         on_units: Callable[[list[Unit]], None],
         on_change: Callable[[], None],
     ) -> None:
@@ -86,6 +74,7 @@ class Supervisor:
         self._limits = limits
         self._stop_seconds = limits.stop_seconds
         self._read_gpus = gpus
+        self._refusals = refusals
         self._on_units = on_units
         self._on_change = on_change
         self._desired: DesiredSet | None = None
@@ -137,7 +126,8 @@ class Supervisor:
 
     def take(self, desired: DesiredSet) -> None:
         """Make this the desired set. Raises `StaleGenerationError`."""
-        if desired.generation < self.generation:
+        is_other = desired.generation == self.generation and desired != self._desired
+        if desired.generation < self.generation or is_other:
             raise StaleGenerationError(desired.generation, self.generation)
         self._desired = desired
         self._keeper.forbid(desired.sleepless)
@@ -304,7 +294,7 @@ class Supervisor:
                 await self._launcher.start_worker(spec, self.generation, length=known.shortened, sleep=sleep)
         except PolicyRefusal as refusal:
             failure = Failure(kind=refusal.kind, message=refusal.message, hint=refusal.hint, at=time.time())
-            logger.warning("worker_refused", worker=spec.id, cause=refusal.message)
+            self._refusals.note("policy", f"worker {spec.id}: {refusal.message}")
             self._set(spec.id, life.failed(known, failure, time.time()))
         except LauncherUnavailableError as error:
             logger.warning("worker_start_postponed", worker=spec.id, cause=str(error))

@@ -61,7 +61,7 @@ def _problem(route: str, status: int, answer: bytes) -> str:
         return f"{route} answers {status}: {answer[:500].decode('utf-8', 'replace')}"
     try:
         decoded = msgspec.json.decode(answer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return f"{route} answers what is no JSON"
     held = isinstance(decoded, dict) and (decoded.get("choices") or decoded.get("data"))
     return "" if held else f"{route} answers without a result"

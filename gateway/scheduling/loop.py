@@ -105,7 +105,7 @@ class Scheduler:
         self._clock = clock
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._orders = Orders(clock)
+        self._orders = Orders(clock, lambda generation: self.overruled(generation))  # noqa: PLW0108 - it is set later
         self._patience = Patience()
         self._draining: frozenset[str] = frozenset()
         self._shown: dict[str, str] = {}
@@ -118,6 +118,8 @@ class Scheduler:
         """Hears of every observed set."""
         self.planned: Callable[[Situation, Plan], None] = lambda _situation, _plan: None
         """Hears of every plan, and of what it was made from."""
+        self.overruled: Callable[[int], None] = lambda _generation: None
+        """Hears of a desired set that the manager took from somebody else, before the own one is sent again."""
         demand.changed = self._wake.set
 
     def start(self) -> None:

@@ -14,8 +14,10 @@ from worker_manager.contract import DesiredSet, ObservedSet, ObservedWorker, Res
 class Orders:
     """The last desired set, and whose it is. Times are Unix seconds."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], overruled: Callable[[int], None] = lambda _generation: None) -> None:
+        """`overruled` hears of a set's generation that a manager took after ours, from somebody else."""
         self._clock = clock
+        self._overruled = overruled
         self._sent: DesiredSet | None = None
         self._taken_by = ""
         self._specs: dict[str, WorkerSpec] = {}
@@ -61,6 +63,9 @@ class Orders:
     def next(self, wanted: DesiredSet, observed: ObservedSet) -> DesiredSet | None:
         """The desired set to send, numbered; None where this very manager has taken the same."""
         sent = self._sent if self._taken_by == observed.manager else None
+        if sent is not None and observed.generation > sent.generation:
+            self._overruled(observed.generation)
+            sent = None  # somebody else has given it orders since
         if sent is not None and msgspec.structs.replace(sent, generation=wanted.generation) == wanted:
             return None
         generation = max(observed.generation, self._sent.generation if self._sent else 0) + 1

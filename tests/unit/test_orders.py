@@ -75,3 +75,20 @@ def test_other_adapters_are_another_set() -> None:
     orders.taken(first, "m")
     assert orders.next(wanted(adapters=red), NOBODY) is None
     assert orders.next(wanted(), NOBODY) is not None
+
+
+def test_a_manager_that_took_orders_from_somebody_else_is_told_ours_again() -> None:
+    heard: list[int] = []
+    orders = Orders(lambda: 7.0, heard.append)
+    first = orders.next(wanted(), NOBODY)
+    assert first is not None
+    orders.taken(first, "m")
+    same = msgspec.structs.replace(NOBODY, generation=first.generation)
+    assert orders.next(wanted(), same) is None
+    again = orders.next(wanted(), msgspec.structs.replace(NOBODY, generation=999))
+    assert again is not None
+    assert again.generation == 1000
+    assert heard == [999]
+    orders.taken(again, "m")
+    assert orders.next(wanted(), msgspec.structs.replace(NOBODY, generation=1000)) is None
+    assert heard == [999]

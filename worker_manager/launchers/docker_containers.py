@@ -5,7 +5,8 @@ Containers of others are never touched: each is looked at for the label of our i
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -19,6 +20,8 @@ from worker_manager.launchers import host_paths
 from worker_manager.launchers.base import LauncherError, Unit, UnitKind
 
 GONE_SECONDS = 10.0
+LOG_BYTES_MAX = 2 * 1024 * 1024
+"""Of a log that is read into memory at once."""
 PIDS_SECONDS = 10.0
 """How long the list of a container's processes holds, once it is no longer YOUNG_SECONDS old."""
 YOUNG_SECONDS = 300.0
@@ -145,7 +148,7 @@ class Containers:
         if found is None or lines <= 0:
             return ()
         try:
-            text: bytes = client.logs(found["Id"], stdout=True, stderr=True, tail=lines)
+            text = _end_of(client.logs(found["Id"], stdout=True, stderr=True, tail=lines, stream=True, follow=False))
         except NotFound:
             return ()
         except APIError as error:
@@ -153,6 +156,18 @@ class Containers:
                 return ()
             raise
         return tuple(line.rstrip() for line in text.decode(errors="replace").splitlines())
+
+
+def _end_of(chunks: Iterable[bytes]) -> bytes:
+    """The last of what an engine printed: lines may be as long as it likes, and this process is small."""
+    kept: deque[bytes] = deque()
+    size = 0
+    for chunk in chunks:
+        kept.append(chunk)
+        size += len(chunk)
+        while size - len(kept[0]) >= LOG_BYTES_MAX:
+            size -= len(kept.popleft())
+    return b"".join(kept)[-LOG_BYTES_MAX:]
 
 
 def read_labels(labels: Mapping[str, str], *, fallback_id: str, created_at: float) -> Unit:

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from docker.models.containers import Container
 
+from tests.support.battery import Tell, size
 from tests.support.processes import short_folder
 from tests.support.waiting import wait_until_async
 from worker_manager.contract import WorkerSpec
@@ -31,6 +32,7 @@ pytestmark = pytest.mark.docker
 IMAGE = "hostler/engine-simulator:latest"
 DOCKER_HOST = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
 READY_SECONDS = 60.0
+CYCLES = size(10, 100)
 
 
 @pytest.fixture
@@ -181,8 +183,8 @@ async def test_a_unit_is_read_back_from_its_labels(launcher: DockerLauncher, set
     assert (found.worker, found.generation, found.length, found.running) == (wanted, 5, 48, True)
 
 
-async def test_a_stop_is_proven_and_frees_the_name_twenty_times(launcher: DockerLauncher) -> None:
-    for generation in range(1, 21):
+async def test_a_stop_is_proven_and_frees_the_name_every_time(launcher: DockerLauncher, record_property: Tell) -> None:
+    for generation in range(1, CYCLES + 1):
         await launcher.start_worker(spec(), generation)
         await launcher.stop("w1", 0)
         stopped = await unit_of(launcher)
@@ -190,6 +192,7 @@ async def test_a_stop_is_proven_and_frees_the_name_twenty_times(launcher: Docker
         assert not stopped.running
         await launcher.remove("w1")
         assert await unit_of(launcher) is None
+    record_property("starts and stops without a conflict of names", f"{CYCLES} of {CYCLES}")
 
 
 async def test_the_log_and_the_exit_code_stay_until_the_container_is_removed(

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell, milliseconds
 from tests.support.compose import ComposeStack, compose_stack, docker
 from tests.support.waiting import wait_until, wait_until_async
 
@@ -131,7 +132,7 @@ def served_by(stack: ComposeStack, model: str) -> str | None:
     return answer.headers.get("x-hostler-worker") if answer.status_code == 200 else None
 
 
-def test_an_engine_removed_behind_our_back_is_noticed_and_replaced(stack: ComposeStack) -> None:
+def test_an_engine_removed_behind_our_back_is_noticed_and_replaced(stack: ComposeStack, record_property: Tell) -> None:
     worker = stack.ask("two", max_tokens=2).headers["x-hostler-worker"]
     old = stack.project.engines()[worker]["Id"]
 
@@ -143,6 +144,7 @@ def test_an_engine_removed_behind_our_back_is_noticed_and_replaced(stack: Compos
     wait_until(not_ready, "the loss is noticed", seconds=10)
     seconds = time.monotonic() - removed
     assert seconds < NOTICE_SECONDS, f"noticed {seconds:.2f} s after it was gone"
+    record_property("container removed: out of the gateway's workers after", milliseconds(seconds))
     answer = stack.ask("two", max_tokens=2)
     assert answer.status_code == 200, answer.text
     fresh: dict[str, Any] = stack.project.engines()[answer.headers["x-hostler-worker"]]

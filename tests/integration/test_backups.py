@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell
 from tests.support.processes import REPOSITORY, RunningProcess, python_module, running, short_folder
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
@@ -91,7 +92,7 @@ def fresh_hostler(stack: Stack) -> Iterator[Stack]:
 
 
 def test_a_backup_under_load_restored_into_a_fresh_folder_serves_the_old_key_within_ten_seconds(
-    stack: Stack, tmp_path: Path
+    stack: Stack, tmp_path: Path, record_property: Tell
 ) -> None:
     key = stack.client.post("/api/keys", json={"name": "from before"}).json()["key"]
     with Users(stack) as users:
@@ -107,7 +108,9 @@ def test_a_backup_under_load_restored_into_a_fresh_folder_serves_the_old_key_wit
         fresh.start()
         answer = httpx.post(fresh.address + CHAT, json=chat("drilled"), headers=bearer(key), timeout=DRILL_SECONDS)
         assert answer.status_code == 200, answer.text
-        assert time.monotonic() - began < DRILL_SECONDS
+        seconds = time.monotonic() - began
+        assert seconds < DRILL_SECONDS
+        record_property("restored, started and the old key served in", f"{seconds:.1f} s")
         assert fresh.client.get("/api/usage").json()["total"]["requests"] >= 1
 
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell
 from tests.support.crowd import SECONDS, Caller, calling, crowd
 from tests.support.stack import CLIENT_SECONDS, Stack, chat, running_stack
 from tests.support.waiting import wait_until_async
@@ -109,7 +110,7 @@ async def leave_in_the_middle(house: House, callers: list[Caller]) -> None:
 
 
 async def test_after_ten_thousand_cancelled_requests_a_hundred_of_a_hundred_are_served_and_nothing_is_left(
-    house: House,
+    house: House, record_property: Tell
 ) -> None:
     stack = house.stack
     stack.behave("busy", BRIEF)
@@ -140,3 +141,6 @@ async def test_after_ten_thousand_cancelled_requests_a_hundred_of_a_hundred_are_
     assert all(worker["in_flight"] == 0 for name in ("busy", "never") for worker in stack.status(name)["workers"])
     assert house.descriptors() <= before[0] + MANAGER_CONNECTIONS
     assert house.metric("hostler_tasks") == before[1]
+    record_property("cancelled", f"{cancelled:,}")
+    record_property("served afterwards", f"{SERVED} of {SERVED}")
+    record_property("more descriptors", max(0, house.descriptors() - before[0]))

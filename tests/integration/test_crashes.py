@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell, hold, milliseconds
 from tests.support.processes import accepts_connections
 from tests.support.raw_http import RawConnection
 from tests.support.stack import ADMIN_KEY, Stack, chat, running_stack
@@ -142,28 +143,43 @@ def test_killing_the_gateway_leaves_engines_alone_and_on_its_return_it_uses_them
     assert stack.workers()[0]["restarts"] == 0
 
 
-def test_killing_an_engine_ends_its_streams_with_an_error_and_the_next_request_is_served(stack: Stack) -> None:
+def errors_counted(stack: Stack, name: str) -> int:
+    """Failed requests of an endpoint by the report of usage."""
+    rows = stack.client.get("/api/usage", params={"by": "endpoint"}).json()["rows"]
+    return sum(row["errors"] for row in rows if row["name"] == name)
+
+
+def test_killing_an_engine_ends_its_streams_with_an_error_and_the_next_request_is_served(
+    stack: Stack, record_property: Tell
+) -> None:
     before = warm(stack, "first", LONG)
     with openai.OpenAI(base_url=f"{stack.address}/v1", api_key=ADMIN_KEY, max_retries=0, timeout=30) as client:
         messages: Any = [{"role": "user", "content": "hello"}]
         stream = client.chat.completions.create(model="first", messages=messages, stream=True)
         next(stream)
         os.kill(before["pid"], signal.SIGKILL)
+        at = time.monotonic()
         with pytest.raises(openai.APIError, match="in the middle of the stream"):
             for _ in stream:
                 pass
+        seconds = time.monotonic() - at
+        hold(seconds, NOTICED_SECONDS, "the client gets an error")
+        record_property("error after", milliseconds(seconds))
+        wait_until(lambda: errors_counted(stack, "first") == 1, "its record of usage is closed")
         stack.order("first", Simulation())
         answer = client.chat.completions.create(model="first", messages=messages, timeout=RESTART_SECONDS)
         assert answer.choices[0].message.content
     assert identity(stack, "first")["pid"] != before["pid"]
 
 
-def test_an_idle_engine_killed_behind_our_back_is_noticed_within_a_second(stack: Stack) -> None:
+def test_an_idle_engine_killed_behind_our_back_is_noticed_within_a_second(stack: Stack, record_property: Tell) -> None:
     before = warm(stack, "first")
     os.kill(before["pid"], signal.SIGKILL)
     at = time.monotonic()
     wait_until(lambda: stack.workers()[0]["state"] != "ready", "the death is noticed", seconds=NOTICED_SECONDS)
-    assert time.monotonic() - at < NOTICED_SECONDS
+    seconds = time.monotonic() - at
+    assert seconds < NOTICED_SECONDS
+    record_property("process: out of the workers after", milliseconds(seconds))
     answer = stack.client.post(CHAT, json=chat("first"), timeout=RESTART_SECONDS)
     assert answer.status_code == 200
     assert identity(stack, "first")["pid"] != before["pid"]

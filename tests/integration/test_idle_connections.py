@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.battery import Tell
 from tests.support.crowd import calling
 from tests.support.fickle_engine import ANSWER_BODY, FickleEngine, Moment
 from tests.support.raw_server import raw_server, read_call
@@ -13,7 +14,7 @@ from tests.support.stack import Stack, chat, running_stack
 
 CHAT = "/v1/chat/completions"
 REQUESTS = 5_000
-CLIENTS = 25
+CLIENTS = 40
 PIECES = (1, 9, 30, 100)
 
 
@@ -45,7 +46,7 @@ async def client(stack: Stack, number: int) -> int:
 
 
 async def test_five_thousand_requests_to_an_engine_that_closes_idle_connections_early_are_served_once_each(
-    stack: Stack, engine_socket: Path
+    stack: Stack, engine_socket: Path, record_property: Tell
 ) -> None:
     engine = FickleEngine(seed=1)
     async with raw_server(engine, engine_socket):
@@ -54,6 +55,8 @@ async def test_five_thousand_requests_to_an_engine_that_closes_idle_connections_
     assert len(engine.answered) == REQUESTS
     assert set(engine.answered.values()) == {1}
     assert set(engine.closed) == set(Moment) - {Moment.NEVER}
+    record_property("served once each", f"{sum(served):,} of {REQUESTS:,}, {CLIENTS} clients")
+    record_property("connections closed under them", f"{sum(engine.closed.values()):,}")
 
 
 @pytest.mark.parametrize("length", PIECES)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell
 from tests.support.crowd import SECONDS, Caller, calling, crowd
 from tests.support.memory import forget_peak, peak_mib
 from tests.support.raw_http import dechunked, post_bytes
@@ -22,6 +23,7 @@ HEADER_MIB = 100
 HEADER_COST_MIB = 5
 HALF_SENT = 300
 HALF_SENT_SECONDS = 15
+HALF_SENT_COST_MIB = 5
 BODY_SECONDS = 5
 BODIES = 2
 BODY_MIB = 60
@@ -54,7 +56,7 @@ def descriptors(stack: Stack) -> int:
     return int(metrics["process_open_fds"] - metrics["hostler_idle_connections"])
 
 
-async def test_a_header_of_a_hundred_megabytes_costs_at_most_five(stack: Stack) -> None:
+async def test_a_header_of_a_hundred_megabytes_costs_at_most_five(stack: Stack, record_property: Tell) -> None:
     before = forget_peak(gateway_pid(stack))
     async with calling(stack.port) as caller:
         caller.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: h\r\nx-long: ")
@@ -65,7 +67,9 @@ async def test_a_header_of_a_hundred_megabytes_costs_at_most_five(stack: Stack) 
                 await caller.drain()
         received = await caller.read_to_end()
     assert received.startswith(b"HTTP/1.1 431 ")
-    assert peak_mib(gateway_pid(stack)) - before <= HEADER_COST_MIB
+    cost = peak_mib(gateway_pid(stack)) - before
+    assert cost <= HEADER_COST_MIB
+    record_property("header of 100 MB costs", f"{cost:.1f} MiB")
 
 
 async def dribble(callers: list[Caller]) -> None:
@@ -76,10 +80,12 @@ async def dribble(callers: list[Caller]) -> None:
             caller.send(b"x-more: y\r\n")
 
 
-async def test_three_hundred_half_sent_requests_are_all_gone_in_fifteen_seconds(stack: Stack) -> None:
+async def test_three_hundred_half_sent_requests_are_all_gone_in_fifteen_seconds(
+    stack: Stack, record_property: Tell
+) -> None:
     whole = post_bytes(CHAT, chat("first"), ADMIN_KEY)
     cuts = [0, 4, whole.index(b"\r\n") + 2, whole.index(b"Bearer"), whole.index(b"\r\n\r\n") + 2]
-    before = descriptors(stack)
+    before, resident = descriptors(stack), forget_peak(gateway_pid(stack))
     began = time.monotonic()
     async with crowd(stack.port, HALF_SENT) as callers, crowd(stack.port, HALF_SENT // 3) as with_body:
         for number, caller in enumerate(callers):
@@ -97,7 +103,11 @@ async def test_three_hundred_half_sent_requests_are_all_gone_in_fifteen_seconds(
         for number, caller in enumerate(callers):
             assert caller.received[:13] == (b"HTTP/1.1 408 " if cuts[number % len(cuts)] else b"")
         await wait_until_async(lambda: descriptors(stack) <= before, "the gateway has let go of them")
-    assert time.monotonic() - began <= HALF_SENT_SECONDS
+    seconds, cost = time.monotonic() - began, peak_mib(gateway_pid(stack)) - resident
+    assert seconds <= HALF_SENT_SECONDS
+    assert cost <= HALF_SENT_COST_MIB
+    record_property("300 half-sent headers and 100 bodies gone after", f"{seconds:.1f} s")
+    record_property("they cost", f"{cost:.1f} MiB")
 
 
 async def test_large_bodies_are_held_once_each(stack: Stack) -> None:
@@ -149,7 +159,7 @@ def engine_socket(stack: Stack) -> Iterator[Path]:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
 async def test_a_client_that_never_reads_costs_at_most_ten_megabytes_and_is_cut_off_in_the_end(
-    stack: Stack, engine_socket: Path, *, stream: bool
+    stack: Stack, engine_socket: Path, record_property: Tell, *, stream: bool
 ) -> None:
     engine = Pouring(POURED_MIB, stream=stream)
     before = forget_peak(gateway_pid(stack))
@@ -157,7 +167,9 @@ async def test_a_client_that_never_reads_costs_at_most_ten_megabytes_and_is_cut_
         caller.post(CHAT, chat("pouring", stream=stream))
         await asyncio.wait_for(engine.broken.wait(), SECONDS)
         assert 0 < engine.written < POURED_MIB * MIB / 2
-        assert peak_mib(gateway_pid(stack)) - before <= UNREAD_COST_MIB
+        cost = peak_mib(gateway_pid(stack)) - before
+        assert cost <= UNREAD_COST_MIB
+        record_property(f"{POURED_MIB} MiB of {'a stream' if stream else 'JSON'} unread cost", f"{cost:.1f} MiB")
         in_flight = 'hostler_in_flight{endpoint="pouring"}'
         await wait_until_async(lambda: stack.metrics()[in_flight] == 0, "the lease is back", seconds=SECONDS)
         assert len(await caller.read_to_end()) < POURED_MIB * MIB / 2

@@ -12,12 +12,20 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from tests.support.machine import MANAGER_SECONDS, Machine, is_running, spec
+from tests.support.battery import Tell, hold, size
+from tests.support.machine import MANAGER_SECONDS, STOP_SECONDS, Machine, is_running, spec
 from tests.support.processes import RunningProcess, python_module, short_folder
 from tests.support.waiting import wait_until
 from worker_manager.contract import DesiredSet, FailureKind, LogTail, WorkerState
 
 T = TypeVar("T")
+LOAD_SECONDS = 2
+LATE_SECONDS = 1.0
+ENDS_SECONDS = 2.0
+DEATHS = size(1, 5)
+"""How many are waited for; the fifth is the last, after two and a half minutes."""
+OFF = 0.25
+"""How far a delay may be from 10 s doubling with each death, as a share."""
 
 
 @pytest.fixture
@@ -195,13 +203,39 @@ def test_a_length_that_was_asked_for_is_never_changed(machine: Machine) -> None:
     assert "max_model_len to 4096 or less" in failed.failure.hint
 
 
-def test_a_load_that_takes_too_long_is_cut_off(machine: Machine) -> None:
+def test_a_load_that_takes_too_long_is_cut_off(machine: Machine, record_property: Tell) -> None:
     machine.add_model("slow", load_seconds=60)
-    machine.start(HOSTLER_LOAD_SECONDS="2")
+    machine.start(HOSTLER_LOAD_SECONDS=str(LOAD_SECONDS))
     machine.send(spec(model="local/slow"))
+    loading = machine.wait_for(WorkerState.LOADING)
     late = machine.wait_for(WorkerState.BACKOFF)
+    over = late.since - loading.since - LOAD_SECONDS
+    hold(over, LATE_SECONDS, "it leaves LOADING after its deadline")
+    record_property("left after its deadline", f"{over:.2f} s")
     assert late.failure is not None
     assert late.failure.kind is FailureKind.LOAD_TIMEOUT
+    assert late.failure.log_tail, "what it said is kept"
+
+
+def test_each_death_is_waited_out_twice_as_long_and_the_fifth_is_the_last(
+    machine: Machine, record_property: Tell
+) -> None:
+    machine.add_model("crashing", faults={"crash_at_load": "free_memory"})
+    machine.start()
+    machine.send(spec(model="local/crashing"))
+    for count in range(1, DEATHS + 1):
+        wanted = WorkerState.FAILED if count == 5 else WorkerState.BACKOFF
+        machine.wait_for_restarts(count, seconds=120)
+        dead = machine.wait_for(wanted)
+        if wanted is WorkerState.BACKOFF:
+            assert dead.retry_at is not None
+            delay = dead.retry_at - dead.since
+            assert abs(delay / (10 * 2 ** (count - 1)) - 1) <= OFF
+            record_property(f"after death {count}", f"{delay:.0f} s")
+        else:
+            record_property(f"after death {count}", "failed")
+    assert machine.manager is not None
+    assert machine.manager.output.count('"worker_starts"') == DEATHS
 
 
 def test_an_engine_that_has_given_up_its_load_and_hangs_is_ended_long_before_its_deadline_with_the_cause(
@@ -217,14 +251,18 @@ def test_an_engine_that_has_given_up_its_load_and_hangs_is_ended_long_before_its
     assert any("No space left on device" in line for line in late.failure.log_tail)
 
 
-def test_one_worker_that_stops_slowly_holds_up_no_other(machine: Machine) -> None:
+def test_one_worker_that_stops_slowly_holds_up_no_other(machine: Machine, record_property: Tell) -> None:
     machine.start()
     machine.send(spec())
     machine.wait_for(WorkerState.READY)
     os.kill(machine.pid(), signal.SIGSTOP)  # it will not hear TERM
+    began = time.monotonic()
     machine.send(spec("w2"))
     machine.wait_for(WorkerState.READY, "w2", seconds=4.5)
     machine.wait_until_gone()
+    seconds = time.monotonic() - began
+    hold(seconds, STOP_SECONDS + ENDS_SECONDS, "an engine that does not listen to TERM is gone")
+    record_property(f"process, grace {STOP_SECONDS} s: gone after", f"{seconds:.1f} s")
 
 
 def test_a_corrupt_unit_file_harms_no_other_worker(machine: Machine) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.battery import Tell
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
+from tests.support.waiting import wait_until
 
 PROMPT, SYSTEM, TOOL, TEMPLATE = (f"canary-{name}-8d1f" for name in ("prompt", "system", "tool", "template"))
 UNKNOWN_KEY = "canary-unknown-key-8d1f"
@@ -72,7 +74,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: Stack) -> None:
+def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: Stack, record_property: Tell) -> None:
     made = stack.client.post("/api/keys", json={"name": "of somebody"}).json()
     errors, said = answers_of(stack, made["key"])
     assert len(errors) >= 10
@@ -94,6 +96,27 @@ def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: St
     canaries = [PROMPT, SYSTEM, TOOL, TEMPLATE, UNKNOWN_KEY, ADMIN_KEY, made["key"], rotated, said]
     found = [(name, canary) for name, content in places.items() for canary in canaries if canary.encode() in content]
     assert found == []
+    record_property("places looked at", f"{len(places)} for {len(canaries)} secrets, 0 found")
+
+
+def test_every_line_of_both_logs_is_json_and_every_request_has_its_id_there(
+    stack: Stack, record_property: Tell
+) -> None:
+    with httpx.Client(base_url=stack.address, headers=bearer(ADMIN_KEY), timeout=30) as client:
+        answers = [client.post(path, json=body) for path, body in bodies()]
+        answers += [client.get(path) for path in ("/api/keys", "/v1/models", "/nowhere")]
+        answers.append(client.post(CHAT, json=chat("here"), headers=bearer(UNKNOWN_KEY)))
+    told = [answer.headers["x-request-id"] for answer in answers]
+
+    def logged() -> bool:
+        return {line["request_id"] for line in stack.log_lines() if line["event"] == "request"} >= set(told)
+
+    assert stack.manager is not None
+    wait_until(logged, "every request has its line", seconds=30)
+    lines = [*stack.log_lines(), *map(json.loads, stack.manager.output.splitlines())]
+    assert all({"event", "level", "timestamp"} <= line.keys() for line in lines)
+    record_property("lines", f"{len(lines):,} of {len(lines):,} are JSON")
+    record_property("requests", f"{len(told)} of {len(told)} with their id")
 
 
 def test_what_is_captured_on_demand_is_redacted_bounded_and_deleted_by_key(stack: Stack) -> None:

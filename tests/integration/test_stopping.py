@@ -3,12 +3,14 @@
 import asyncio
 import json
 import signal
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell, hold, milliseconds
 from tests.support.crowd import SECONDS, Caller, contents, crowd
 from tests.support.processes import accepts_connections
 from tests.support.raw_http import dechunked
@@ -20,6 +22,7 @@ STREAMS = 50
 TOKENS = 30
 HELD = Simulation(answer_tokens=TOKENS, hold=["wait for me"])
 BRIEF_DRAIN_SECONDS = 2
+REFUSED_SECONDS = 0.5
 
 
 @pytest.fixture
@@ -46,13 +49,17 @@ async def open_streams(stack: Stack) -> AsyncIterator[list[Caller]]:
         yield callers
 
 
-async def told_to_stop(stack: Stack) -> None:
-    """SIGTERM; returns when new connections are refused."""
+async def told_to_stop(stack: Stack) -> float:
+    """SIGTERM; seconds until new connections are refused."""
     assert stack.gateway is not None
+    began = time.monotonic()
     stack.gateway.signal(signal.SIGTERM)
     address = ("127.0.0.1", stack.port)
     await wait_until_async(lambda: not accepts_connections(address), "connections are refused", seconds=SECONDS)
+    seconds = time.monotonic() - began
+    hold(seconds, REFUSED_SECONDS, "new connections are refused")
     assert stack.gateway.exit_code is None
+    return seconds
 
 
 async def bodies(callers: list[Caller]) -> list[bytes]:
@@ -72,13 +79,16 @@ async def exit_code(stack: Stack) -> int:
     return await asyncio.to_thread(stack.gateway.wait, SECONDS)
 
 
-async def test_fifty_streams_that_are_open_when_the_gateway_is_told_to_stop_end_whole(stack: Stack) -> None:
+async def test_fifty_streams_that_are_open_when_the_gateway_is_told_to_stop_end_whole(
+    stack: Stack, record_property: Tell
+) -> None:
     async with open_streams(stack) as callers:
-        await told_to_stop(stack)
+        record_property("new connections refused after", milliseconds(await told_to_stop(stack)))
         stack.order("first", Simulation(answer_tokens=TOKENS))
         for body in await bodies(callers):
             assert len(contents(body)) == TOKENS
     assert await exit_code(stack) == 0
+    record_property("whole", f"{STREAMS} of {STREAMS}, exit code 0")
     # its engine lives on, and serves the next gateway
     before = engine_pid(stack)
     assert stack.gateway is not None

@@ -1,15 +1,21 @@
 """Answers on their way: heartbeats while a worker loads, bytes unchanged, every route."""
 
+import asyncio
 import contextlib
+import itertools
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell
+from tests.support.crowd import calling
+from tests.support.raw_server import raw_server, read_call, until_closed
 from tests.support.stack import CLIENT_SECONDS, Stack, chat, running_stack
 
 CHAT = "/v1/chat/completions"
@@ -128,6 +134,45 @@ def test_the_bytes_are_the_engines_own(stack: Stack, path: str, body: dict[str, 
     if body.get("stream"):
         assert through.headers["cache-control"] == "no-cache"
         assert through.headers["x-accel-buffering"] == "no"
+
+
+SPOKEN = 'data: {"choices":[{"index":0,"delta":{"content":"süß, 海 and 🌊"}}]}'
+AWKWARD = (
+    f": a comment\n\n{SPOKEN}\r\n\r\n: another\r\n{SPOKEN}\n\nevent: x\nid: 7\nretry: 9\ndata: a\ndata: b\n\n".encode()
+    + b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % (b"a" * 1_000_000)
+    + b"data: [DONE]\n\n"
+)
+"""Comments, both ends of lines, characters of many bytes, several fields and an event of a megabyte."""
+
+
+@pytest.fixture(scope="module")
+def awkward_socket(stack: Stack) -> Iterator[Path]:
+    """A ready worker's socket, at which its engine does not listen any more and no connection is open."""
+    stack.endpoint("awkward")
+    stack.client.post("/api/endpoints/awkward/start").raise_for_status()
+    [worker] = stack.wait_for_state("awkward", "hot")["workers"]
+    with stack.socket_hidden(worker["id"]) as path:
+        yield path
+
+
+@pytest.mark.parametrize("step", [1, 7, 4096])
+async def test_every_byte_of_an_awkward_stream_arrives_wherever_its_chunks_end(
+    stack: Stack, awkward_socket: Path, step: int, record_property: Tell
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_call(reader, writer)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        cuts = [*range(0, 400, step), *range(400 + step, len(AWKWARD), 50_000), len(AWKWARD)]
+        for start, end in itertools.pairwise(cuts):
+            writer.write(b"%x\r\n%s\r\n" % (end - start, AWKWARD[start:end]))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+        await until_closed(reader)
+
+    async with raw_server(serve, awkward_socket), calling(stack.port) as caller:
+        caller.post(CHAT, chat("awkward", stream=True, stream_options={"include_usage": True}))
+        assert (await caller.answer()).body == AWKWARD
+    record_property(f"chunks of {step} bytes", f"{len(AWKWARD):,} of {len(AWKWARD):,} bytes")
 
 
 # routes

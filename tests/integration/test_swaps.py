@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 
 from tests.engine_simulator.configuration import Simulation
+from tests.support.battery import Tell
 from tests.support.crowd import SECONDS, Caller, contents, crowd
 from tests.support.stack import Stack, chat, running_stack
 from tests.support.waiting import wait_until_async
@@ -58,7 +59,9 @@ async def whole(callers: list[Caller]) -> int:
     return sum(len(contents(answer.body)) == TOKENS for answer in answers)
 
 
-async def test_of_a_thousand_streams_under_which_their_worker_is_replaced_none_is_broken(stack: Stack) -> None:
+async def test_of_a_thousand_streams_under_which_their_worker_is_replaced_none_is_broken(
+    stack: Stack, record_property: Tell
+) -> None:
     # an engine that runs looks at its orders now and then: those of the first round are there before it starts
     stack.endpoint("first", holding(0), per_worker=4 * STREAMS, max_workers=1)
     stack.ask("first").raise_for_status()
@@ -81,6 +84,7 @@ async def test_of_a_thousand_streams_under_which_their_worker_is_replaced_none_i
         assert await whole(open_ones) == STREAMS
     assert len(set(workers)) == SWAPS + 1
     assert unbroken == SWAPS * STREAMS
+    record_property("whole", f"{unbroken:,} of {SWAPS * STREAMS:,}, {SWAPS + 1} workers")
 
     def gone() -> bool:
         return [worker["id"] for worker in stack.status("first")["workers"]] == workers[-1:]

@@ -37,9 +37,9 @@ FAULT_WORDS = (
 """What stands in a log where containers got in each other's way, or a loop met a bug."""
 
 
-def docker(*words: str, seconds: float = 60) -> str:
+def docker(*words: str, seconds: float = 60, stdin: str | None = None) -> str:
     """The output of a docker command. Raises AssertionError with its stderr."""
-    done = subprocess.run(["docker", *words], capture_output=True, text=True, timeout=seconds, check=False)
+    done = subprocess.run(["docker", *words], input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.returncode == 0, f"docker {' '.join(words)}: {done.stderr}"
     return done.stdout
 

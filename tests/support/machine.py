@@ -23,6 +23,7 @@ from worker_manager.contract import (
 )
 
 MANAGER_SECONDS = 30.0
+STOP_SECONDS = 5
 
 
 class Machine:
@@ -47,7 +48,7 @@ class Machine:
             "HOSTLER_CACHE": str(self.folder / "cache"),
             "HOSTLER_VLLM_COMMAND": shlex.join([sys.executable, "-m", "tests.engine_simulator"]),
             "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY}",
-            "HOSTLER_STOP_SECONDS": "5",
+            "HOSTLER_STOP_SECONDS": str(STOP_SECONDS),
             **self._environment,
             **extra,
         }

@@ -77,6 +77,7 @@ async def test_a_new_file_gets_the_newest_schema_and_opening_it_again_changes_no
             "capture_keys",
             "captures",
             "endpoints",
+            "gpu_days",
             "keys",
             "load_times",
             "measured_memory",

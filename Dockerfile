@@ -79,5 +79,5 @@ LABEL org.opencontainers.image.title="hostler-gateway" \
       org.opencontainers.image.description="Hostler's gateway: one OpenAI-compatible address in front of all engines"
 EXPOSE 8000
 HEALTHCHECK --interval=15s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status >= 300)"]
+    CMD ["python", "-c", "import http.client as h, os, ssl; a = ('127.0.0.1', 8000); c = h.HTTPSConnection(*a, timeout=4, context=ssl._create_unverified_context()) if os.environ.get('HOSTLER_TLS_CERTIFICATE') else h.HTTPConnection(*a, timeout=4); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status >= 300)"]
 ENTRYPOINT ["python", "-m", "gateway"]

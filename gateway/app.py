@@ -27,6 +27,7 @@ from gateway.capture.recorder import Captures
 from gateway.capture.routes import CaptureRoutes
 from gateway.capture.store import CaptureStore
 from gateway.catalogue import Catalogue, EndpointStatuses
+from gateway.certificate import Certificate
 from gateway.chronicle import Chronicle
 from gateway.database.claim import claimed
 from gateway.database.connection import Database
@@ -97,10 +98,13 @@ MIB = 1024 * 1024
 class Gateway:
     """Everything that lives as long as the process, wired together."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, certificate: Certificate | None) -> None:
         self.settings = settings
         self.database = database
+        self.certificate = certificate
         self.metrics = Metrics()
+        if certificate is not None:
+            self.metrics.tell_of_certificate(certificate.ends)
         self.audit = AuditStore(database)
         self.refusals = Refusals(self.audit)
         self.keyring = Keyring(KeyStore(database), settings.admin_key)
@@ -242,9 +246,10 @@ class Gateway:
                 f"{rows} rows can't be read and are left out; the log names them: delete those endpoints and keys"
             )
         manager = "it has not answered yet" if not seen else "it does not answer; ready workers serve on"
-        return Readiness(
-            {"database": database, "worker_manager": "ok" if self.scheduler.connected else manager}, inference=seen
-        )
+        parts = {"database": database, "worker_manager": "ok" if self.scheduler.connected else manager}
+        if self.certificate is not None:
+            parts["certificate"] = self.certificate.state()
+        return Readiness(parts, inference=seen)
 
     def notice_access(self, event: AccessEvent) -> None:
         """Count sign-ins that failed."""
@@ -290,11 +295,11 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Gateway]:
+async def running(settings: Settings, certificate: Certificate | None = None) -> AsyncIterator[Gateway]:
     """A whole gateway, from its database to its last connection."""
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(claimed(settings.data))
-        gateway = Gateway(settings, await Database.open(settings.data))
+        gateway = Gateway(settings, await Database.open(settings.data), certificate)
         stack.push_async_callback(gateway.close)
         await gateway.load()
         await started(gateway.audit, settings)
@@ -313,6 +318,8 @@ async def running(settings: Settings) -> AsyncIterator[Gateway]:
             asyncio.create_task(gateway.gpu_recorder.run(), name="GPU usage"),
             asyncio.create_task(prune_daily(gateway.usage, settings.usage_days), name="usage retention"),
         ]
+        if certificate is not None:
+            keepers.append(asyncio.create_task(certificate.watch(), name="certificate"))
         try:
             yield gateway
         finally:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 
 from gateway.app import Gateway, litestar, running
+from gateway.certificate import Certificate
 from gateway.database.trouble import trouble_of
 from gateway.errors import ManagerUnavailable
 from gateway.proxy.call import request_id
@@ -22,8 +23,9 @@ log = structlog.get_logger(__name__)
 class Application:
     """The ASGI application: everything but inference, which the server hands straight to its entry."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, certificate: Certificate | None = None) -> None:
         self._settings = settings
+        self._certificate = certificate
         self._gateway: Gateway | None = None
         self._litestar: Any = None
 
@@ -51,7 +53,7 @@ class Application:
         await receive()
         stack = contextlib.AsyncExitStack()
         try:
-            self._gateway = await stack.enter_async_context(running(self._settings))
+            self._gateway = await stack.enter_async_context(running(self._settings, self._certificate))
             self._litestar = litestar(self._gateway)
         except Exception as problem:  # the root of start-up: said in one sentence, then the process ends
             log.exception("gateway cannot start")
@@ -59,7 +61,13 @@ class Application:
             trouble = trouble_of(problem)
             await send({"type": "lifespan.startup.failed", "message": trouble.sentence() if trouble else str(problem)})
             return
-        log.info("gateway started", host=self._settings.host, port=self._settings.port, sqlite=sqlite3.sqlite_version)
+        log.info(
+            "gateway started",
+            host=self._settings.host,
+            port=self._settings.port,
+            tls=self._certificate is not None,
+            sqlite=sqlite3.sqlite_version,
+        )
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await stack.aclose()

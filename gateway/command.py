@@ -12,6 +12,7 @@ import gateway
 from gateway import logs
 from gateway.application import Application
 from gateway.audit.verify import verify
+from gateway.certificate import Certificate, CertificateError
 from gateway.database.connection import FILE_NAME
 from gateway.server import serve
 from gateway.settings import Settings, SettingsError, load
@@ -27,13 +28,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_verify(given.file or _database(), given.anchor))
     try:
         settings = load(os.environ)
-    except SettingsError as problem:
+        logs.set_up(settings.log_level, settings.log_format)
+        certificate = _certificate(settings)
+    except (SettingsError, CertificateError) as problem:
         sys.stderr.write(f"hostler gateway: {problem}\n")
         sys.exit(UNUSABLE)
     os.umask(0o007)
-    logs.set_up(settings.log_level, settings.log_format)
-    application = Application(settings)
-    serve(application, settings, application.direct, application.stopping)
+    application = Application(settings, certificate)
+    serve(application, settings, application.direct, application.stopping, certificate)
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """Raises CertificateError."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificate(settings.tls_certificate, settings.tls_key)
 
 
 def _parser() -> argparse.ArgumentParser:

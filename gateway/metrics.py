@@ -5,7 +5,7 @@ client library's own counters take a lock and build a key of strings each time: 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
@@ -110,6 +110,13 @@ class Metrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
+
+    def tell_of_certificate(self, ends: Callable[[], float]) -> None:
+        """Also tell when the TLS certificate expires, in Unix time; without TLS there is no such number."""
+        gauge = Gauge(
+            "hostler_certificate_ends", "Unix time at which the TLS certificate expires", registry=self.registry
+        )
+        gauge.set_function(ends)
 
     def render(self) -> bytes:
         """The whole page, in Prometheus's text format."""

@@ -1,15 +1,23 @@
-"""uvicorn as Hostler runs it: uvloop, our own protocol, signals, drain."""
+"""uvicorn as Hostler runs it: uvloop, our own protocol, TLS, signals, drain."""
 
+import asyncio
+import functools
 import resource
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import structlog
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 
+from gateway.certificate import Certificate
 from gateway.http11.connection import ClientConnection, Direct
+from gateway.http11.secure import SecureConnection
 from gateway.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 OPEN_FILES = 65_536
 """Enough for 32,000 requests at once, each with a connection to its client and one to its engine."""
@@ -34,9 +42,38 @@ def no_direct(_path: str) -> None:
 class Server(uvicorn.Server):
     """uvicorn's, which says when it begins to stop: answers without an end have to end then."""
 
-    def __init__(self, config: uvicorn.Config, stopping: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, settings: Settings, stopping: Callable[[], None], certificate: Certificate | None
+    ) -> None:
         super().__init__(config)
+        self._settings = settings
         self._stopping = stopping
+        self._certificate = certificate
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Start the application and listen; with TLS by ourselves, for uvicorn's has no bound for a handshake."""
+        if self._certificate is None:
+            await super().startup(sockets)
+            return
+        await super().startup(sockets=[])  # everything but listening
+        made: Any = self.config.http_protocol_class
+        connection = functools.partial(made, self.config, self.server_state, self.lifespan.state)
+        try:
+            server = await asyncio.get_running_loop().create_server(
+                connection,
+                self.config.host,
+                self.config.port,
+                ssl=self._certificate.context,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=self._settings.header_seconds,
+                # the time for what is left of an answer as well; the wait for a goodbye is SecureConnection's
+                ssl_shutdown_timeout=self._settings.client_stall_seconds,
+            )
+        except OSError as problem:
+            log.error("the gateway cannot listen", problem=str(problem))  # noqa: TRY400 - the sentence is the cause
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        self.servers.append(server)
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Say so, then stop as uvicorn does."""
@@ -48,7 +85,7 @@ def nothing() -> None:
     """For applications whose answers all end by themselves."""
 
 
-def guarded(settings: Settings, direct: Direct = no_direct) -> type[ClientConnection]:
+def guarded(settings: Settings, direct: Direct = no_direct, *, secure: bool = False) -> type[ClientConnection]:
     """The connection with these limits, whose requests for some paths go to `direct`."""
     limits = {
         "header_bytes": settings.max_header_kib * 1024,
@@ -57,13 +94,20 @@ def guarded(settings: Settings, direct: Direct = no_direct) -> type[ClientConnec
         "idle_seconds": settings.keep_alive_seconds,
         "direct": staticmethod(direct),
     }
-    return type("LimitedConnection", (ClientConnection,), limits)
+    return type("LimitedConnection", (SecureConnection if secure else ClientConnection,), limits)
 
 
-def serve(app: Any, settings: Settings, direct: Direct = no_direct, stopping: Callable[[], None] = nothing) -> None:
+def serve(
+    app: Any,
+    settings: Settings,
+    direct: Direct = no_direct,
+    stopping: Callable[[], None] = nothing,
+    certificate: Certificate | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT: then no new connection, running requests up to the drain bound, and out.
 
-    `stopping` is called when that begins. A stop that was asked for is no failure: the process then ends with status 0.
+    With a certificate all connections are TLS's. `stopping` is called when the end begins. A stop that was asked for is
+    no failure: the process then ends with status 0.
     """
     allow_open_files()
     # uvicorn raises the signal again when it has finished, and ours is the handler it finds then
@@ -73,7 +117,7 @@ def serve(app: Any, settings: Settings, direct: Direct = no_direct, stopping: Ca
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http=guarded(settings, direct),
+        http=guarded(settings, direct, secure=certificate is not None),
         ws="none",
         lifespan="on",
         access_log=False,
@@ -84,4 +128,4 @@ def serve(app: Any, settings: Settings, direct: Direct = no_direct, stopping: Ca
         backlog=2048,
         timeout_graceful_shutdown=round(settings.drain_seconds),
     )
-    Server(config, stopping).run()
+    Server(config, settings, stopping, certificate).run()

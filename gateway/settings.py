@@ -47,6 +47,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Address to listen on. Inside the container compose sets 0.0.0.0 and publishes on the host's loopback only."""
     port: int = 8000
     """TCP port to listen on."""
+    tls_certificate: Path | None = None
+    """PEM file of the certificate that is shown to clients, its chain behind it; not set: HTTP without TLS."""
+    tls_key: Path | None = None
+    """PEM file of the certificate's private key, without a passphrase."""
     data: Path = Path("data")
     """Folder of the database."""
     backups: Path = Path("backups")
@@ -187,6 +191,9 @@ def _check(settings: Settings) -> None:
     require("admin_key", len(settings.admin_key) >= 16, "is too short: use 16 or more random characters")  # noqa: PLR2004
     require("admin_key", settings.admin_key.isascii() and settings.admin_key.isprintable(), "must be plain ASCII")
     require("port", 0 <= settings.port < 65536, "must lie between 0 and 65535")  # noqa: PLR2004
+    for name, other in (("tls_certificate", "tls_key"), ("tls_key", "tls_certificate")):
+        whole = getattr(settings, name) is not None or getattr(settings, other) is None
+        require(name, whole, f"is not set, but {PREFIX}{other.upper()} is: TLS takes both, name both files or none")
     for name in POSITIVE:
         require(name, getattr(settings, name) > 0, "must be greater than 0")
     for field in msgspec.structs.fields(Settings):

@@ -21,7 +21,7 @@ class AsgiExchange:
             "http_version": "1.0" if exchange.old else "1.1",
             "server": _address(transport.get_extra_info("sockname")),
             "client": _address(transport.get_extra_info("peername")),
-            "scheme": "http",
+            "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
             "method": exchange.method,
             "root_path": "",
             "path": exchange.path,

@@ -126,9 +126,6 @@ class ClientConnection(asyncio.Protocol):
             self._header_timer.cancel()
             self._header_timer = None
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         for timer in (self._header_timer, self._idle_timer):
@@ -160,7 +157,7 @@ class ClientConnection(asyncio.Protocol):
         """No further request on this connection: the server stops."""
         self.stopping = True
         if self._current is None:
-            self.transport.close()
+            self.hang_up()
 
     # httptools calls
 
@@ -243,6 +240,10 @@ class ClientConnection(asyncio.Protocol):
 
     # our own steps
 
+    def hang_up(self) -> None:
+        """Close once everything that was written has been sent."""
+        self.transport.close()
+
     def _after_header(self, data: bytes) -> int:
         """Bytes of this piece that follow on the header's end, which may have been cut in two."""
         end = (self._tail + data).find(b"\r\n\r\n")
@@ -318,7 +319,7 @@ class ClientConnection(asyncio.Protocol):
         if exchange.ended or exchange.gone:
             return
         if exchange.started:
-            self.transport.close()  # with a length or an end of chunks missing the client knows that this is not all
+            self.hang_up()  # with a length or an end of chunks missing the client knows that this is not all
             return
         error = InternalError("The gateway failed on this request; its log has the cause")
         body = error.body()
@@ -336,7 +337,7 @@ class ClientConnection(asyncio.Protocol):
             self._header_timer = self.loop.call_later(self.header_seconds, self._header_is_late)
             return
         if self._seen == 0:
-            self.transport.close()  # a connection that never said a word needs no answer
+            self.hang_up()  # a connection that never said a word needs no answer
             return
         self._refuse(
             RequestTimeout(f"The request's header was not complete within {self.header_seconds:g} s: send it whole")
@@ -374,8 +375,8 @@ class ClientConnection(asyncio.Protocol):
 
         Closing with unread bytes would reset the connection: our side is ended, and the client ends its own.
         """
-        if whole or not self.transport.can_write_eof():
-            self.transport.close()
+        if whole:
+            self.hang_up()
             return
         self._lingers = True
         self.read_on()
@@ -393,4 +394,4 @@ class ClientConnection(asyncio.Protocol):
         if left > 0:
             self._idle_timer = self.loop.call_later(left, self._look_whether_idle)
         else:
-            self.transport.close()
+            self.hang_up()

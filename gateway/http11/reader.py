@@ -20,7 +20,7 @@ class StalledReader:
 
     def begin(self) -> None:
         """The client's socket is full."""
-        self._timer = self._loop.call_later(self._seconds, self._look, self._untaken())
+        self._timer = self._loop.call_later(self._seconds, self._look, self.untaken())
 
     def stop(self) -> None:
         """It takes bytes again, or is gone."""
@@ -28,14 +28,14 @@ class StalledReader:
             self._timer.cancel()
             self._timer = None
 
-    def _untaken(self) -> int:
+    def untaken(self) -> int:
         """Bytes written to the client that it has not acknowledged: ours, and those that the kernel holds."""
         in_kernel = array.array("i", [0])
         fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, in_kernel)
         return self._transport.get_write_buffer_size() + in_kernel[0]
 
     def _look(self, before: int) -> None:
-        if self._untaken() >= before:
+        if self.untaken() >= before:
             self._transport.abort()
         else:
             self.begin()

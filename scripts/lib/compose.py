@@ -7,8 +7,8 @@ from lib import dotenv, machine
 from lib.console import ROOT, Problem, answer, do, say, warn
 
 SERVICES = ("gateway", "worker_manager")
-FURTHER = ("litestream",)
-"""Services with a profile of their name."""
+FURTHER = {"litestream": "litestream", "tls": "proxy"}
+"""Profiles, and the service that each starts."""
 WORKER_STOP_SECONDS = 10
 MANAGER_UID = "10001"
 
@@ -62,8 +62,12 @@ def up(*, gpu: bool) -> None:
 
 def further() -> tuple[str, ...]:
     """Services that COMPOSE_PROFILES asks for."""
-    wanted = (dotenv.settings().get("COMPOSE_PROFILES") or "").split(",")
-    return tuple(service for service in FURTHER if service in wanted)
+    return tuple(service for profile, service in FURTHER.items() if profile in profiles())
+
+
+def profiles() -> list[str]:
+    """What COMPOSE_PROFILES names."""
+    return [name.strip() for name in (dotenv.settings().get("COMPOSE_PROFILES") or "").split(",")]
 
 
 def running() -> bool:

@@ -6,7 +6,7 @@ Running it again is harmless: what runs stays, what is missing is added.
 import argparse
 import shlex
 
-from lib import address, compose, demo, dotenv, engine, machine, processes, ready, venv
+from lib import address, compose, demo, dotenv, engine, machine, processes, ready, tls, venv
 from lib.console import Problem, say, step, warn
 
 READY_SECONDS = 120
@@ -39,6 +39,7 @@ def up_docker(mode: machine.Mode, options: argparse.Namespace) -> None:
     """Gateway and manager as containers, until they are ready."""
     if processes.any_alive():
         raise Problem("Hostler runs already, as plain processes: scripts/up --no-docker, or scripts/down first")
+    tls.prepare()
     compose.prepare()
     if not compose.running():
         address.check_free()
@@ -83,7 +84,8 @@ def curl(path: str, body: str = "") -> str:
             key += """ | tr -d "'\\""  """.rstrip()
         key = f"$({key})"
     data = f" \\\n    -H 'Content-Type: application/json' -d '{body}'" if body else ""
-    return f'curl -s {address.url()}{path} -H "Authorization: Bearer {key}"{data}'
+    curl = "curl -sk" if address.secure() else "curl -s"  # the certificate is for the name that others use
+    return f'{curl} {address.url()}{path} -H "Authorization: Bearer {key}"{data}'
 
 
 def farewell(choice: machine.Choice, *, with_demo: bool) -> None:
@@ -91,7 +93,8 @@ def farewell(choice: machine.Choice, *, with_demo: bool) -> None:
     where = (
         f"in {dotenv.path()} (HOSTLER_ADMIN_KEY)" if dotenv.read(dotenv.path()).get(dotenv.KEY) else "the one you set"
     )
-    say(f"\nHostler is ready: {address.url()}   ({choice.mode})\nAdmin key: {where}\n")
+    others = f"From elsewhere: {tls.public_url()}\n" if choice.mode.docker and tls.public_url() else ""
+    say(f"\nHostler is ready: {address.url()}   ({choice.mode})\n{others}Admin key: {where}\n")
     if with_demo:
         say("Ask the demo model (it babbles; its first answer waits for vLLM to start, about a minute):\n")
         body = '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 32}'

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ class Caller:
         self.received = b""
 
     @classmethod
-    async def connect(cls, port: int, receive_buffer: int | None = None) -> Self:
+    async def connect(cls, port: int, receive_buffer: int | None = None, trust: ssl.SSLContext | None = None) -> Self:
         """Connect; `receive_buffer` bytes are all that the kernel takes for a client that does not read."""
         client = socket.socket()
         try:
@@ -33,7 +34,8 @@ class Caller:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             async with asyncio.timeout(SECONDS):
                 await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
-                return cls(*await asyncio.open_connection(sock=client, limit=65_536 if receive_buffer is None else 1))
+                limit, host = 65_536 if receive_buffer is None else 1, "localhost" if trust else None
+                return cls(*await asyncio.open_connection(sock=client, limit=limit, ssl=trust, server_hostname=host))
         except BaseException:
             client.close()
             raise
@@ -96,15 +98,22 @@ class Caller:
             body, self.received = rest[:length], rest[length:]
         return RawAnswer(int(first.split()[1]), headers, body)
 
+    def stop_reading(self) -> None:
+        """Whatever comes from now on stays in the kernel."""
+        transport: Any = self._writer.transport
+        transport.pause_reading()
+
     def hang_up(self) -> None:
         """Close at once."""
         self._writer.transport.abort()
 
 
 @contextlib.asynccontextmanager
-async def calling(port: int, receive_buffer: int | None = None) -> AsyncIterator[Caller]:
-    """A connection for the length of a block."""
-    caller = await Caller.connect(port, receive_buffer)
+async def calling(
+    port: int, receive_buffer: int | None = None, trust: ssl.SSLContext | None = None
+) -> AsyncIterator[Caller]:
+    """A connection for the length of a block, with `trust` through TLS."""
+    caller = await Caller.connect(port, receive_buffer, trust)
     try:
         yield caller
     finally:
@@ -112,12 +121,14 @@ async def calling(port: int, receive_buffer: int | None = None) -> AsyncIterator
 
 
 @contextlib.asynccontextmanager
-async def crowd(port: int, size: int, receive_buffer: int | None = None) -> AsyncIterator[list[Caller]]:
+async def crowd(
+    port: int, size: int, receive_buffer: int | None = None, trust: ssl.SSLContext | None = None
+) -> AsyncIterator[list[Caller]]:
     """So many connections for the length of a block; at its end all hang up at once."""
     callers: list[Caller] = []
     try:
         while len(callers) < size:
-            callers.append(await Caller.connect(port, receive_buffer))
+            callers.append(await Caller.connect(port, receive_buffer, trust))
         yield callers
     finally:
         for caller in callers:

@@ -1,5 +1,6 @@
 """What a user does with a Hostler over its address, however it runs: the part that all stacks of the tests share."""
 
+import ssl
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,20 @@ CLIENT_SECONDS = 30.0
 class Hostler:
     """A running Hostler: its address, an admin's client, and its models folder."""
 
-    def __init__(self, address: str, key: str, models: Path, *, seconds: float = CLIENT_SECONDS) -> None:
+    def __init__(
+        self,
+        address: str,
+        key: str,
+        models: Path,
+        *,
+        seconds: float = CLIENT_SECONDS,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
         self.address = address
         self.key = key
         self.models = models
-        self.client = httpx.Client(base_url=address, headers=bearer(key), timeout=seconds)
+        self.trust = trust
+        self.client = httpx.Client(base_url=address, headers=bearer(key), timeout=seconds, verify=trust or True)
 
     def is_ready(self) -> bool:
         """Whether `/readyz` says so."""

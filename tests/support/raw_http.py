@@ -1,7 +1,9 @@
 """HTTP by hand on a plain socket: requests that no client library would send, and hang-ups at a chosen moment."""
 
+import contextlib
 import json
 import socket
+import ssl
 import time
 from typing import Any, NamedTuple, Self
 
@@ -22,11 +24,13 @@ class RawAnswer(NamedTuple):
 
 
 class RawConnection:
-    """One connection to 127.0.0.1; every wait is bounded."""
+    """One connection to 127.0.0.1, with `trust` through TLS; every wait is bounded."""
 
-    def __init__(self, port: int, seconds: float = SECONDS) -> None:
+    def __init__(self, port: int, seconds: float = SECONDS, trust: ssl.SSLContext | None = None) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=seconds)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if trust is not None:
+            self._socket = trust.wrap_socket(self._socket, server_hostname="localhost")
         self.received = b""
 
     def __enter__(self) -> Self:
@@ -91,6 +95,12 @@ class RawConnection:
         while self._receive():
             pass
         return True
+
+    def say_goodbye(self) -> None:
+        """TLS's close_notify; what the peer still sends is not read."""
+        assert isinstance(self._socket, ssl.SSLSocket)
+        with contextlib.suppress(ssl.SSLError):
+            self._socket.unwrap()
 
     def hang_up(self) -> float:
         """Close at once; the wall-clock time of it."""

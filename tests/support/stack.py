@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,10 +30,13 @@ START_SECONDS = 30.0
 class Stack(Hostler):
     """One Hostler in a folder of its own; `start_*` and the processes serve to kill and bring back either side."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str] | None = None, *, trust: ssl.SSLContext | None = None
+    ) -> None:
         self.folder = folder
         self.port = free_port()
-        super().__init__(f"http://127.0.0.1:{self.port}", ADMIN_KEY, folder / "models")
+        scheme = "http" if trust is None else "https"
+        super().__init__(f"{scheme}://127.0.0.1:{self.port}", ADMIN_KEY, folder / "models", trust=trust)
         self.run = folder / "run"
         self.env = {
             "HOSTLER_ADMIN_KEY": ADMIN_KEY,
@@ -132,10 +136,10 @@ class Stack(Hostler):
 
 
 @contextlib.contextmanager
-def running_stack(settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
-    """A started Hostler for the length of a `with` block."""
+def running_stack(settings: Mapping[str, str] | None = None, *, trust: ssl.SSLContext | None = None) -> Iterator[Stack]:
+    """A started Hostler for the length of a `with` block; with `trust` its clients speak TLS."""
     with short_folder() as folder:
-        stack = Stack(folder, settings)
+        stack = Stack(folder, settings, trust=trust)
         try:
             yield stack.start()
         finally:

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -170,3 +171,8 @@ def test_a_refused_client_that_goes_on_sending_still_gets_its_answer(client: soc
 def test_other_clients_are_served_while_one_dawdles(client: socket.socket, port: int) -> None:
     client.sendall(b"GET / HTTP/1.1\r\nhost:")
     assert httpx.get(f"http://127.0.0.1:{port}/other", timeout=5).json()["path"] == "/other"
+
+
+def test_a_client_that_begins_with_tls_is_told_in_http_and_gone_at_once(client: socket.socket) -> None:
+    with pytest.raises(ssl.SSLError):
+        ssl.create_default_context().wrap_socket(client, server_hostname="localhost")

@@ -88,3 +88,10 @@ def test_any_environment_gives_settings_or_one_sentence(variables: dict[str, str
         assert "HOSTLER_" in str(problem)  # noqa: PT017 - either outcome is fine
     else:
         assert msgspec.structs.asdict(settings)
+
+
+def test_tls_takes_a_certificate_and_a_key_or_neither() -> None:
+    assert "HOSTLER_TLS_KEY is not set" in refusal(TLS_CERTIFICATE="fullchain.pem")
+    assert "HOSTLER_TLS_CERTIFICATE is not set" in refusal(TLS_KEY="key.pem")
+    settings = load(KEY | {"HOSTLER_TLS_CERTIFICATE": "fullchain.pem", "HOSTLER_TLS_KEY": "key.pem"})
+    assert (settings.tls_certificate, settings.tls_key) == (Path("fullchain.pem"), Path("key.pem"))

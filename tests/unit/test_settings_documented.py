@@ -23,8 +23,14 @@ COMPOSE_ONLY = {
     "HOSTLER_LITESTREAM_IMAGE": "litestream/litestream:0.3.13",
     "HOSTLER_LITESTREAM_REPLICA": "",
     "HOSTLER_MANAGER_UID": "0",
+    "HOSTLER_DOMAIN": "localhost",
+    "HOSTLER_HTTPS_PORT": "443",
+    "HOSTLER_HTTP_PORT": "80",
+    "HOSTLER_PROXY_IMAGE": "caddy:2.10",
+    "HOSTLER_PROXY_TLS": "internal",
     "HOSTLER_STOP_GRACE": "45s",
     "HOSTLER_TAG": "latest",
+    "HOSTLER_TLS_FOLDER": "tls",
 }
 """Variables of compose.yaml and the scripts that neither process reads, with their defaults."""
 

@@ -1,4 +1,4 @@
-"""What scripts/up sees to before a Hostler in containers starts with TLS. The gateway itself checks what the files hold."""
+"""What scripts/up sees to before a Hostler in containers starts with TLS; the gateway checks what the files hold."""
 
 from pathlib import Path
 

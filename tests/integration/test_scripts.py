@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.certificates import Authority
 from tests.support.processes import REPOSITORY, accepts_connections, free_port, short_folder
 
 UP_SECONDS = 90
@@ -129,10 +130,13 @@ def test_up_twice_changes_nothing(stranger: Stranger) -> None:
     assert stranger.env_file.read_text(encoding="utf-8") == before
 
 
-def test_an_existing_key_is_kept(stranger: Stranger) -> None:
-    stranger.env_file.write_text("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some-length'\n", encoding="utf-8")
+def test_an_existing_key_is_kept_and_a_certificate_makes_it_https(stranger: Stranger) -> None:
+    lines = ["# mine", "HOSTLER_ADMIN_KEY='my-own-key-of-some-length'"]
+    lines += [f"{name}={path}" for name, path in Authority().sign(stranger.folder).settings.items()]
+    stranger.env_file.write_text("\n".join([*lines, ""]), encoding="utf-8")
     output = stranger.up()
     assert stranger.env_file.read_text(encoding="utf-8").startswith("# mine\nHOSTLER_ADMIN_KEY='my-own-key-of-some")
+    assert f"https://127.0.0.1:{stranger.port}" in output
     assert '"data"' in pasted(told_command(output))
 
 

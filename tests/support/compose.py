@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import ssl
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -177,8 +178,9 @@ def build_images() -> None:
 class ComposeStack(Hostler):
     """A Hostler out of compose files, and its containers."""
 
-    def __init__(self, found: ComposeProject) -> None:
-        super().__init__(found.url, found.key, found.models, seconds=UP_SECONDS)
+    def __init__(self, found: ComposeProject, trust: ssl.SSLContext | None = None) -> None:
+        address = found.url if trust is None else found.url.replace("http:", "https:")
+        super().__init__(address, found.key, found.models, seconds=UP_SECONDS, trust=trust)
         self.project = found
 
     def is_up(self) -> bool:
@@ -205,10 +207,12 @@ class ComposeStack(Hostler):
 
 
 @contextlib.contextmanager
-def compose_stack(*, gpu: bool = False, **variables: str) -> Iterator[ComposeStack]:
-    """A compose project that is ready, with clients for it."""
+def compose_stack(
+    trust: ssl.SSLContext | None = None, /, *, gpu: bool = False, **variables: str
+) -> Iterator[ComposeStack]:
+    """A compose project that is ready, with clients for it; with `trust` they speak TLS."""
     with project(gpu=gpu, **variables) as found:
-        stack = ComposeStack(found)
+        stack = ComposeStack(found, trust)
         with contextlib.closing(stack.client):
             stack.wait_ready()
             yield stack

@@ -6,6 +6,7 @@ the engine and memory stays flat.
 """
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -345,8 +346,17 @@ class Connection(asyncio.Protocol):
 
 
 async def connect(socket: str, seconds: float) -> Connection:
-    """A fresh connection to the engine that listens on this Unix socket. Raises OSError, TimeoutError."""
+    """A fresh connection to the engine that listens on this Unix socket. Raises OSError, TimeoutError.
+
+    A link in the socket's place is refused. The folder is the engine's own: a link there could name another engine's
+    socket, or the manager's, and the gateway may open those. What is opened here stays what it is until the connection
+    is made, whatever the engine puts in its place meanwhile.
+    """
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(seconds):
-        _, connection = await loop.create_unix_connection(Connection, socket)
+    held = os.open(socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        async with asyncio.timeout(seconds):
+            _, connection = await loop.create_unix_connection(Connection, f"/proc/self/fd/{held}")
+    finally:
+        os.close(held)
     return connection

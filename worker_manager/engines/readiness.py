@@ -4,6 +4,7 @@ The last rung is what counts: an engine can be healthy and list its model long b
 that generates nothing by its kind (embeddings, classification) is asked for what it does instead.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,40 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     """Where the last rung was answered; empty if its kind has no route that we know."""
 
 
+class EngineTransport(httpx.AsyncBaseTransport):
+    """HTTP to the engine behind a socket, never through a link in its place.
+
+    The folder is the engine's own: a link there could name another engine's socket, or Docker's, and the manager may
+    open those. The socket is held from the first request on, so that nothing is put in its place afterwards.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._held: int | None = None
+        self._inner: httpx.AsyncHTTPTransport | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """As httpx asks for it. Raises httpx.ConnectError where there is no socket, or a link."""
+        if self._inner is None:
+            try:
+                self._held = os.open(self._socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError as error:
+                raise httpx.ConnectError(str(error), request=request) from error
+            self._inner = httpx.AsyncHTTPTransport(uds=f"/proc/self/fd/{self._held}")
+        return await self._inner.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Ends its connections."""
+        if self._inner is not None:
+            await self._inner.aclose()
+        if self._held is not None:
+            os.close(self._held)
+        self._inner = self._held = None
+
+
 def open_client(socket: Path, seconds: float) -> httpx.AsyncClient:
     """A client of the engine behind a socket; each of its requests is bounded by so many seconds."""
-    transport = httpx.AsyncHTTPTransport(uds=str(socket))
-    return httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=seconds)
+    return httpx.AsyncClient(transport=EngineTransport(socket), base_url="http://engine", timeout=seconds)
 
 
 async def probe(socket: Path, served_name: str, *, may_sleep: bool = False) -> Readiness:

@@ -1,6 +1,8 @@
 """What a request may take in tokens, guessed before an engine has seen it; only for requests that are limited. Pure."""
 
 import re
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Annotated
 
 import msgspec
@@ -8,7 +10,7 @@ import msgspec
 from gateway.errors import BadRequest
 from gateway.prices import Price
 from gateway.proxy.meter import BYTES_A_TOKEN
-from gateway.proxy.peek import ABSENT, is_form
+from gateway.proxy.peek import ABSENT, Fields, Peek
 from gateway.types import Estimate
 
 OUTPUT_TOKENS = 1024
@@ -44,52 +46,26 @@ MOST = 2**40
 Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    """Fields of every dialect; a Raw is a view into the body."""
+_prompt = attrgetter("instructions", "system", "messages", "prompt", "input", "tools")
+_texts = attrgetter("documents", "data_2", "items", "text_2")
+"""With each of these texts something is compared,"""
+_repeated = attrgetter("query", "queries", "text_1", "data_1")
+"""namely one of these."""
+NONE = (ABSENT,) * 4
 
-    instructions: msgspec.Raw = ABSENT
-    system: msgspec.Raw = ABSENT
-    messages: msgspec.Raw = ABSENT
-    prompt: msgspec.Raw = ABSENT
-    input: msgspec.Raw = ABSENT
-    tools: msgspec.Raw = ABSENT
-    # with each of these texts something is compared
-    documents: msgspec.Raw = ABSENT
-    data_2: msgspec.Raw = ABSENT
-    items: msgspec.Raw = ABSENT
-    text_2: msgspec.Raw = ABSENT
-    # namely one of these
-    query: msgspec.Raw = ABSENT
-    queries: msgspec.Raw = ABSENT
-    text_1: msgspec.Raw = ABSENT
-    data_1: msgspec.Raw = ABSENT
-    max_tokens: msgspec.Raw = ABSENT
-    max_completion_tokens: msgspec.Raw = ABSENT
-    max_output_tokens: msgspec.Raw = ABSENT
-    n: msgspec.Raw = ABSENT
-    best_of: msgspec.Raw = ABSENT
-    background: msgspec.Raw = ABSENT
-
-
-COMPARED, REPEATED, ALL = 6, 10, 14
-"""Where those begin among the fields, and where what makes the prompt ends."""
-NO_MORE = (ABSENT,) * (ALL - COMPARED)
-
-_fields = msgspec.structs.astuple
-_decode = msgspec.json.Decoder(_Asked).decode
 _count = msgspec.json.Decoder(Count).decode
 _text = msgspec.json.Decoder(str | float).decode
 _list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = None) -> Estimate:
-    """The prompt's bytes by BYTES_A_TOKEN, and the most it asks for, as often as it asks. The body was read before.
+def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
+    """The prompt's bytes by BYTES_A_TOKEN, and the most it asks for, as often as it asks, of a body as it was read.
 
     Raises BadRequest for an answer that would be generated after the request has ended, where nothing counts it.
     """
-    if is_form(content_type):  # speech: engines tell no tokens of it
+    if read.is_form:  # speech: engines tell no tokens of it
         return Estimate(0, 0)
-    asked = _decode(body)
+    asked = read.fields
     prompt = _prompt_tokens(asked)
     bounds = ANSWERS.get(path)
     dense = DENSE * prompt + TEMPLATE_TOKENS
@@ -118,19 +94,19 @@ def estimate(path: str, body: bytes, content_type: bytes, price: Price | None = 
     return Estimate(prompt, likely, prompt, price, longest)
 
 
-def _prompt_tokens(asked: _Asked) -> int:
-    fields: tuple[msgspec.Raw, ...] = _fields(asked)
+def _prompt_tokens(asked: Fields) -> int:
     tokens = 0
-    for raw in fields[:COMPARED]:
+    for raw in _prompt(asked):
         if raw is not ABSENT:
             tokens += _tokens_of(raw)
-    return tokens if fields[COMPARED:ALL] == NO_MORE else min(MOST, tokens + _compared(fields))
+    texts, repeated = _texts(asked), _repeated(asked)
+    return tokens if texts == repeated == NONE else min(MOST, tokens + _compared(texts, repeated))
 
 
-def _compared(fields: tuple[msgspec.Raw, ...]) -> int:
+def _compared(texts: Iterable[msgspec.Raw], repeated: Iterable[msgspec.Raw]) -> int:
     """Tokens of texts that are compared with each other."""
-    texts = [raw for raw in fields[COMPARED:REPEATED] if raw is not ABSENT]
-    repeated = [raw for raw in fields[REPEATED:ALL] if raw is not ABSENT]
+    texts = [raw for raw in texts if raw is not ABSENT]
+    repeated = [raw for raw in repeated if raw is not ABSENT]
     # of two lists, each text of one is compared with one of the other
     once = any(_how_many(raw) > 1 for raw in repeated)
     times = 1 if once else max(map(_how_many, texts), default=1)

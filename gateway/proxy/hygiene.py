@@ -167,6 +167,7 @@ class Hygiene:
             **dict.fromkeys(LISTS, self._list),
             **dict.fromkeys(CONTENTS, self._content),
             "chat_template_kwargs": self._flags,
+            "background": self._nothing,
             "echo": self._nothing,
             "previous_response_id": self._nothing,
         }

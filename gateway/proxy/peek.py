@@ -43,6 +43,7 @@ class Fields(msgspec.Struct, frozen=True):
     tools: msgspec.Raw = ABSENT
     response_format: msgspec.Raw = ABSENT
     allowed_token_ids: msgspec.Raw = ABSENT
+    background: msgspec.Raw = ABSENT
     bad_words: msgspec.Raw = ABSENT
     best_of: msgspec.Raw = ABSENT
     chat_template: msgspec.Raw = ABSENT

@@ -26,7 +26,7 @@ from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_
 from gateway.proxy.estimate import estimate
 from gateway.proxy.heartbeats import with_heartbeats
 from gateway.proxy.hygiene import Hygiene
-from gateway.proxy.peek import ABSENT, peek
+from gateway.proxy.peek import ABSENT, Peek, peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.tap import Tap
@@ -235,19 +235,18 @@ class InferenceEntry:
         if call.method != "POST":
             raise MethodNotAllowed.but("POST", call.method, call.path)
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
-        self._read(call, principal)
+        asked = self._read(call, principal)
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
-            kind = call.headers.get(b"content-type", b"")
-            await self._enter(call, quotas, estimate(call.path, call.body, kind, call.price))
+            await self._enter(call, quotas, estimate(call.path, asked, call.price))
         call.path = ENGINE_PATHS.get(call.path, call.path)
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)
         else:
             await self._relay.run(call)
 
-    def _read(self, call: Call, principal: Principal) -> None:
-        """Fill in what the body asks for, and splice in what the engine must be told otherwise."""
+    def _read(self, call: Call, principal: Principal) -> Peek:
+        """What the body asks for, filled in; what the engine must be told otherwise is spliced in."""
         # a key may ask for less than it may have, never for more
         priority = max(call.asked_priority(), principal.priority)
         kind = call.headers.get(b"content-type", b"")
@@ -263,6 +262,7 @@ class InferenceEntry:
             call.body, call.hides_usage = with_usage(call.body, asked)
         if asked.model != (target.adapter or target.name):  # engines know no aliases
             call.body = with_model(call.body, kind, call.endpoint)
+        return asked
 
     def _continue(self, call: Call, response_id: object, principal: Principal) -> None:
         """A response that continues another one is made where that one is, and for the same key."""

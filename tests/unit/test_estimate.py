@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
 from gateway.proxy.estimate import LONG_TOKENS, MEDIA_TOKENS, OUTPUT_TOKENS, SHORT_TOKENS, TEMPLATE_TOKENS, estimate
+from gateway.proxy.peek import peek
 from gateway.types import Estimate
 
 CHAT = "/v1/chat/completions"
@@ -18,7 +19,7 @@ PROMPT = -(-len(msgspec.json.encode(MESSAGES)) // 4)
 
 
 def of(path: str = CHAT, **fields: object) -> Estimate:
-    return estimate(path, msgspec.json.encode({"model": "m", **fields}), b"application/json")
+    return estimate(path, peek(msgspec.json.encode({"model": "m", **fields}), b"application/json"))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,8 @@ def test_what_would_be_generated_behind_the_requests_back_is_refused() -> None:
 
 def test_routes_without_an_answer_of_a_model_reserve_their_prompt() -> None:
     assert of("/v1/embeddings", input="x" * 398)[:3] == (100, 100, 100)
-    assert estimate("/v1/audio/transcriptions", b"--x--", b"multipart/form-data; boundary=x") == Estimate(0, 0)
+    form = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--'
+    assert estimate("/v1/audio/transcriptions", peek(form, b"multipart/form-data; boundary=x")) == Estimate(0, 0)
 
 
 def test_an_image_or_a_sound_counts_as_one_and_not_by_its_bytes() -> None:

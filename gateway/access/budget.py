@@ -118,14 +118,13 @@ class Account:
         self._look(now)
         return self._tokens + self.reserved + tokens <= self._most_tokens
 
-    def cost_fits(self, cost: int, now: float) -> bool:
-        """Whether so many billionths can be reserved; what costs nothing always fits."""
-        self._look(now)
-        return not cost or self._cost + self.reserved_cost + cost <= self._most_cost
-
     def fits(self, tokens: int, now: float, cost: int = 0) -> bool:
         """Whether both can be reserved."""
-        return self.tokens_fit(tokens, now) and self.cost_fits(cost, now)
+        if now >= self._ends:
+            self.reset(now)
+        return self._tokens + self.reserved + tokens <= self._most_tokens and (
+            not cost or self._cost + self.reserved_cost + cost <= self._most_cost
+        )
 
     def is_sure(self, tokens: int, cost: int, doubt: int, doubt_cost: int) -> bool:
         """Whether what `fits` does even if all that is under way was guessed too low; or nothing is under way.

@@ -32,7 +32,9 @@ REQUESTS, TOKENS = (
     tuple(f"x-ratelimit-{word}-{what}".encode() for word in ("limit", "remaining", "reset"))
     for what in ("requests", "tokens")
 )
-NOT_LIMITED = (sys.maxsize, 0, 0.0)
+REQUEST_LINES, TOKEN_LINES = (b"%b: %%d\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (REQUESTS, TOKENS))
+State = tuple[int, int, float]
+NOT_LIMITED: State = (sys.maxsize, 0, 0.0)
 
 Headers = list[tuple[bytes, bytes]]
 Quotas = tuple[Quota, ...]
@@ -52,11 +54,15 @@ class Ticket:
         """`x-ratelimit-*` as they stand now."""
         return told(self._quotas, self._gate.now())
 
+    def lines(self) -> bytes:
+        """The same as lines of an answer's head."""
+        return told_in_lines(self._quotas, self._gate.now())
+
     def settle(self, tokens: int, cost: int = 0) -> None:
         """The request is over, and took so many tokens and billionths of a unit."""
         now = self._gate.now()
-        for quota, hold in zip(self._quotas, self._holds, strict=True):
-            quota.settle(hold, tokens, now, cost)
+        for hold in self._holds:
+            hold.quota.settle(hold, tokens, now, cost)
         self._gate.freed(self._holds)
 
 
@@ -177,9 +183,13 @@ class Gate:
         tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
         cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
         doubt = max(0, estimate.most - tokens)
+        if not self._waiting or not any(quota.waiting for quota in quotas):
+            for quota in quotas:
+                if not quota.admits(tokens, now, cost, doubt):
+                    break
+            else:
+                return self._take(quotas, now, tokens, cost, doubt)
         _, refused = self._held_back(quotas, now, tokens, cost, doubt)
-        if refused is None and not (self._waiting and any(quota.waiting for quota in quotas)):
-            return self._take(quotas, now, tokens, cost, doubt)
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
@@ -298,16 +308,37 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(pause, self._let_in)
 
 
-def told(quotas: Iterable[Quota], now: Now) -> Headers:
-    """`x-ratelimit-*` in OpenAI's words: of several limits the one with the least left."""
+def states(quotas: Iterable[Quota], now: Now) -> tuple[State, State]:
+    """Of requests and tokens: what is left, of how much, and the seconds until all of it is; of several the least."""
     requests = tokens = NOT_LIMITED
+    steady = now.steady
     for quota in quotas:
         if quota.requests is not None:
-            requests = min(requests, quota.requests.state(now.steady))
+            state = quota.requests.state(steady)
+            requests = state if requests is NOT_LIMITED else min(requests, state)
         if quota.tokens is not None:
-            tokens = min(tokens, quota.tokens.state(now.steady))
+            state = quota.tokens.state(steady)
+            tokens = state if tokens is NOT_LIMITED else min(tokens, state)
+    return requests, tokens
+
+
+def told_in_lines(quotas: Iterable[Quota], now: Now) -> bytes:
+    """What `told` says, as lines of an answer's head."""
+    requests, tokens = states(quotas, now)
+    lines = b""
+    if requests is not NOT_LIMITED:
+        left, limit, seconds = requests
+        lines = REQUEST_LINES % (limit, left, duration(math.ceil(seconds * 1000)))
+    if tokens is not NOT_LIMITED:
+        left, limit, seconds = tokens
+        lines += TOKEN_LINES % (limit, left, duration(math.ceil(seconds * 1000)))
+    return lines
+
+
+def told(quotas: Iterable[Quota], now: Now) -> Headers:
+    """`x-ratelimit-*` in OpenAI's words: of several limits the one with the least left."""
     headers: Headers = []
-    for (limit, remaining, reset), state in ((REQUESTS, requests), (TOKENS, tokens)):
+    for (limit, remaining, reset), state in zip((REQUESTS, TOKENS), states(quotas, now), strict=True):
         if state is not NOT_LIMITED:
             headers.append((limit, b"%d" % state[1]))
             headers.append((remaining, b"%d" % state[0]))

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.access.budget import Account
 from gateway.access.window import Bucket, Window
 from gateway.prices import units
@@ -13,7 +15,7 @@ UNKNOWN_SECONDS = 1.0
 """Until a request under way ends: nobody knows."""
 
 
-class Now(NamedTuple):
+class Now(msgspec.Struct, frozen=True, gc=False):
     """The time on two clocks, seconds: one that never goes back for limits, Unix time for budgets."""
 
     steady: float
@@ -31,9 +33,10 @@ class Refusal(NamedTuple):
     is_budget: bool = False
 
 
-class Hold(NamedTuple):
+class Hold(msgspec.Struct, frozen=True):
     """What a request under way has taken of one quota."""
 
+    quota: "Quota"
     reserved: int
     window: Window | None
     bucket: Bucket | None
@@ -75,6 +78,8 @@ class Quota:
     def amount(self, estimate: Estimate) -> int:
         """Tokens to reserve: an output that nobody asked for is cut to what can ever fit."""
         tokens = estimate.likely
+        if tokens == estimate.least:
+            return tokens
         if self.tokens is not None and self.tokens.limit < tokens:
             tokens = self.tokens.limit
         if self.account is not None and (most := self.account.budget.tokens) is not None and most < tokens:
@@ -89,6 +94,16 @@ class Quota:
         prompt = estimate.prompt
         least = price.of_estimate(prompt, estimate.least - prompt)
         return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
+
+    def admits(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> bool:
+        """Whether there is no `refusal`; the quick way for nearly all requests."""
+        requests, window = self.requests, self.tokens
+        return (
+            (self.account is None or self._over_budget(tokens, now, cost, doubt) is None)
+            and (requests is None or requests.fits(1, now.steady))
+            and (window is None or window.fits(tokens, now.steady))
+            and (self._concurrency is None or self.in_flight < self._concurrency)
+        )
 
     def refusal(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> Refusal | None:
         """Why a request that may take so much, and `doubt` tokens beyond, can't go on now; None if it can."""
@@ -158,7 +173,7 @@ class Quota:
             self.account.reserve(tokens, cost, doubt, _more(cost, tokens, doubt))
         window = self.tokens
         bucket = window.take(tokens, now.steady) if window is not None else None
-        return Hold(tokens, window, bucket, self.account, cost, doubt)
+        return Hold(self, tokens, window, bucket, self.account, cost, doubt)
 
     def taken(self, now: float) -> Taken:
         """What is taken of the last minute."""

@@ -5,6 +5,7 @@ one tick is one number, so that a window of any limit is some thousand numbers: 
 most two ticks after it was taken.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -26,12 +27,14 @@ class Bucket:
 class Window:
     """At most `limit` units in any minute. Times are seconds of one clock that does not go back."""
 
-    __slots__ = ("_buckets", "_taken", "limit")
+    __slots__ = ("_buckets", "_ends", "_taken", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self._buckets: deque[Bucket] = deque()
         self._taken = 0
+        self._ends = math.inf
+        """The tick in which the oldest bucket is a minute old: nothing is to be forgotten before."""
 
     def remaining(self, now: float) -> int:
         """Units that are free; never less than 0, though more may have been used than was estimated."""
@@ -40,28 +43,37 @@ class Window:
 
     def fits(self, amount: int, now: float) -> bool:
         """Whether so much can be taken now."""
-        self._forget(now)
+        if now * TICKS_A_SECOND >= self._ends:
+            self._forget(now)
         return self._taken + amount <= self.limit
 
     def take(self, amount: int, now: float) -> Bucket:
         """Take so much, whether it fits or not."""
-        tick = self._forget(now)
+        tick = int(now * TICKS_A_SECOND)
+        if tick >= self._ends:
+            self._forget(now)
         self._taken += amount
         buckets = self._buckets
-        if buckets and buckets[-1].tick == tick:
+        if buckets:
             bucket = buckets[-1]
-            bucket.amount += amount
+            if bucket.tick == tick:
+                bucket.amount += amount
+                return bucket
         else:
-            bucket = Bucket(tick, amount)
-            buckets.append(bucket)
+            self._ends = tick + TICKS
+        bucket = Bucket(tick, amount)
+        buckets.append(bucket)
         return bucket
 
     def settle(self, bucket: Bucket, reserved: int, amount: int, now: float) -> None:
         """What a request took in truth: less is given back to when it was taken, more is taken now."""
-        tick = self._forget(now)
         if amount > reserved:
             self.take(amount - reserved, now)
-        elif bucket.tick > tick - TICKS:
+            return
+        tick = int(now * TICKS_A_SECOND)
+        if tick >= self._ends:
+            self._forget(now)
+        if bucket.tick > tick - TICKS:
             self._taken -= reserved - amount
             bucket.amount -= reserved - amount
 
@@ -84,7 +96,8 @@ class Window:
 
     def state(self, now: float) -> tuple[int, int, float]:
         """`remaining`, the limit, and the seconds until all of it is free."""
-        self._forget(now)
+        if now * TICKS_A_SECOND >= self._ends:
+            self._forget(now)
         left = _left(self._buckets[-1], now) if self._buckets else 0.0
         return max(0, self.limit - self._taken), self.limit, left
 
@@ -105,6 +118,7 @@ class Window:
                 # one tick late: nobody knows where in its tick it was taken
                 self._buckets.append(Bucket(int((now - passed - age) * TICKS_A_SECOND) + 1, amount))
                 self._taken += amount
+        self._ends = self._buckets[0].tick + TICKS if self._buckets else math.inf
 
     def _forget(self, now: float) -> int:
         """Let go of what is more than a minute old; the tick that is now."""
@@ -112,6 +126,7 @@ class Window:
         buckets = self._buckets
         while buckets and buckets[0].tick <= tick - TICKS:
             self._taken -= buckets.popleft().amount
+        self._ends = buckets[0].tick + TICKS if buckets else math.inf
         return tick
 
 

@@ -203,8 +203,11 @@ class Exchange:
         """Whether the client's socket is full: better to write no more for now."""
         return self._wire.blocked
 
-    def start(self, status: int, headers: Headers) -> None:
-        """Set status and headers; they go out with the first piece of the body, or with `flush`."""
+    def start(self, status: int, headers: Headers, lines: bytes = b"") -> None:
+        """Set status and headers; they go out with the first piece of the body, or with `flush`.
+
+        `lines`: further headers as they go out, each with its line's end; none that say how long the body is.
+        """
         self.started = True
         self._mute = status in BODILESS or self.method == "HEAD"
         chunked = not (self._mute or self.old)
@@ -222,7 +225,8 @@ class Exchange:
                 self.keep_alive = self.keep_alive and not said
             elif name == b"transfer-encoding":
                 continue
-            parts += (name, b": ", value, b"\r\n")
+            parts.append(b"%b: %b\r\n" % (name, value))
+        parts.append(lines)
         if not self.keep_alive and not said:
             parts.append(b"connection: close\r\n")
         parts.append(b"transfer-encoding: chunked\r\n\r\n" if chunked else b"\r\n")

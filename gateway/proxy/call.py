@@ -3,6 +3,7 @@
 import os
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 from gateway.errors import BadRequest
@@ -16,16 +17,33 @@ KEPT = 1024 * 1024
 """Bytes of a request, and of its answer, that are captured at most."""
 PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
 REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta"})
+FORWARDED = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta")
 """Request headers an engine gets. Credentials and cookies stay here."""
 DROPPED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date", b"upgrade", b"trailer"})
 """Response headers that belong to the connection behind us."""
+JSON = b"application/json"
+ENGINE_HEAD = b"%b %b HTTP/1.1\r\nhost: engine\r\nx-request-id: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n"
+OWN_LINES = (
+    b"x-request-id: %b\r\nx-hostler-worker: %b\r\nx-hostler-queue-ms: %d\r\n"
+    b"x-hostler-wake-ms: %d\r\nx-hostler-engine-ms: %d\r\n"
+)
+
+
+def _fresh_ids() -> Iterator[bytes]:
+    """Random ids of 32 hex digits, some hundred for each question to the kernel."""
+    while True:
+        digits = os.urandom(16 * 256).hex().encode()
+        for at in range(0, len(digits), 32):
+            yield digits[at : at + 32]
+
+
+fresh_ids = _fresh_ids()
 
 
 def request_id(headers: dict[bytes, bytes]) -> bytes:
     """The caller's `x-request-id` where it is usable, else a fresh one of 32 hex digits."""
     given = headers.get(b"x-request-id")
-    return given if given and REQUEST_ID.fullmatch(given) else os.urandom(16).hex().encode()
+    return given if given and REQUEST_ID.fullmatch(given) else next(fresh_ids)
 
 
 class Client(Sink, Protocol):
@@ -50,8 +68,8 @@ class Client(Sink, Protocol):
         """The request's whole body. Raises BodyTooLarge, RequestTimeout after so many seconds of silence."""
         ...
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Set status and headers; they go out with the first piece of the body."""
+    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
+        """Set status and headers; they go out with the first piece of the body. `lines`: more, as they go out."""
         ...
 
     def end(self, data: bytes = b"") -> None:
@@ -62,8 +80,8 @@ class Client(Sink, Protocol):
 class Ticket(Protocol):
     """That a request with limits was let in (`access.gate.Ticket`)."""
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """What the answer says of the limits."""
+    def lines(self) -> bytes:
+        """What the answer's head says of the limits."""
         ...
 
     def settle(self, tokens: int, cost: int = 0) -> None:
@@ -116,14 +134,12 @@ class Call:
     def upstream_head(self) -> bytes:
         """The request's head as the engine gets it."""
         target = self.path.encode("latin-1", "replace") + (b"?" + self.query if self.query else b"")
-        lines = [b"%s %s HTTP/1.1\r\nhost: engine\r\nx-request-id: %s" % (self.method.encode(), target, self.id)]
-        lines += [name + b": " + value for name, value in self.headers.items() if name in FORWARDED]
-        given = self.headers.get(b"content-type", b"")
+        headers = self.headers
+        forwarded = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in FORWARDED if name in headers])
+        kind = headers.get(b"content-type", JSON)
         # whatever a client calls its JSON (curl -d says it is a form), the engine takes it under one name only
-        kind = given if given.lower().startswith(b"multipart/") else b"application/json"
-        lines.append(b"content-type: " + kind)
-        lines.append(b"content-length: %d\r\n\r\n" % len(self.body))
-        return b"\r\n".join(lines)
+        kind = kind if kind.lower().startswith(b"multipart/") else JSON
+        return ENGINE_HEAD % (self.method.encode(), target, self.id, forwarded, kind, len(self.body))
 
     def sent(self, answer: bytearray, status: int) -> Sent:
         """What was asked and answered, for a key whose requests are captured."""
@@ -140,17 +156,13 @@ class Call:
             bytes(answer),
         )
 
-    def own_headers(self) -> list[tuple[bytes, bytes]]:
-        """The headers that Hostler adds to every answer."""
-        headers = [(b"x-request-id", self.id)]
+    def own_lines(self) -> bytes:
+        """What Hostler adds to every answer's head."""
+        lines = b"x-request-id: %b\r\n" % self.id
         if self.worker:
-            headers.append((b"x-hostler-worker", self.worker.encode()))
-            headers.append((b"x-hostler-queue-ms", b"%d" % round(self.waited * 1000)))
-            headers.append((b"x-hostler-wake-ms", b"%d" % round(self.woke * 1000)))
-            headers.append((b"x-hostler-engine-ms", b"%d" % self._engine_ms()))
-        if self.ticket is not None:
-            headers += self.ticket.headers()
-        return headers
+            times = (round(self.waited * 1000), round(self.woke * 1000), self._engine_ms())
+            lines = OWN_LINES % (self.id, self.worker.encode(), *times)
+        return lines if self.ticket is None else lines + self.ticket.lines()
 
     def _engine_ms(self) -> int:
         """What the engine took to begin its answer; a JSON answer begins when it is generated."""
@@ -164,7 +176,7 @@ class Call:
     def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         """Set the status; from here on the request can't be retried."""
         self.status = status
-        self.client.start(status, headers + self.own_headers())
+        self.client.start(status, headers, self.own_lines())
 
     @property
     def may_wait(self) -> bool:

@@ -51,9 +51,9 @@ class Tap:
         """The client's."""
         return await self._client.body(limit, seconds)
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
         """To the client."""
-        self._client.start(status, headers)
+        self._client.start(status, headers, lines)
 
     def flush(self) -> None:
         """To the client."""

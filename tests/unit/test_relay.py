@@ -62,10 +62,13 @@ class Client:
     async def body(self, _limit: int, _seconds: float) -> bytes:
         return b"{}"
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
         assert not self.started, "a second status"
         self.started = True
         self.status, self.sent_headers = status, dict(headers)
+        self.sent_headers |= {
+            name: value for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n"))
+        }
 
     def write(self, data: bytes) -> None:
         assert self.started

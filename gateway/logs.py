@@ -28,6 +28,10 @@ CAUSES = 5
 FLUSH_LINES = 256
 """Lines of requests that are kept back at most."""
 
+LINE = b'{"request_id":%b,%b,"ms":%.1f,"queue_ms":%.1f,%b,"timestamp":"%b"}\n'
+COMMON_LIMIT = 1024
+"""Kinds of requests whose common part is kept encoded; paths with ids in them are as many as there are ids."""
+
 SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|hf_[A-Za-z0-9]{20,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
 """What a credential looks like. A fence behind the rule that no code logs one."""
 
@@ -127,27 +131,47 @@ class RequestLog:
         self._wanted = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
         self._json = form == "json"
         self._encode = msgspec.json.Encoder().encode
-        self._second, self._date = 0, ""
+        self._second, self._date = 0, b""
+        self._common: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
+        """What the lines of many requests have in common, encoded."""
 
     def write(self, line: RequestLine) -> None:
         """Log one request."""
         if not self._wanted:
             return
-        line.request_id, line.path = clean(line.request_id), clean(line.path)
+        request_id = clean(line.request_id)
         if self._json:
-            line.timestamp = self._now()
-            output.later(self._encode(line) + b"\n")
+            same = (line.method, line.path, line.status, line.endpoint, line.worker, line.key, line.stream, line.error)
+            before, after = self._common.get(same) or self._encoded(line, same)
+            name = b'"%b"' % request_id.encode() if request_id.isalnum() else self._encode(request_id)
+            output.later(LINE % (name, before, line.ms, line.queue_ms, after, self._now()))
         else:
+            line.request_id, line.path = request_id, clean(line.path)
+            line.ms, line.queue_ms = round(line.ms, 1), round(line.queue_ms, 1)
             fields = msgspec.structs.asdict(line)
             structlog.get_logger(__name__).info(**{name: fields[name] for name in fields if name not in ADDED})
 
-    def _now(self) -> str:
+    def _encoded(self, line: RequestLine, same: tuple[Any, ...]) -> tuple[bytes, bytes]:
+        """The members of a line before its times, and those behind them."""
+        line.path = clean(line.path)
+        whole = self._encode(line)
+        _, _, rest = whole.partition(b',"method":')
+        before, _, rest = rest.rpartition(b',"ms":')
+        _, _, after = rest.partition(b',"stream":')
+        found = b'"method":' + before, b'"stream":' + after.rpartition(b',"timestamp":')[0]
+        if len(self._common) >= COMMON_LIMIT:
+            self._common.clear()
+        self._common[same] = found
+        return found
+
+    def _now(self) -> bytes:
         """The time as structlog's stamper writes it; all but the fraction is made once a second."""
         now = time.time()
         second = int(now)
         if second != self._second:
-            self._second, self._date = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return f"{self._date}.{int((now - second) * 1e6):06d}Z"
+            self._second = second
+            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+        return b"%b.%06dZ" % (self._date, (now - second) * 1e6)
 
 
 output = Output()

@@ -54,7 +54,10 @@ class RequestCounts(Collector):
         if times is None:
             times = self._times[endpoint] = (Times(), Times())
         times[0].observe(seconds)
-        times[1].observe(queued)
+        if queued:
+            times[1].observe(queued)
+        else:
+            times[1].counts[0] += 1
 
     def collect(self) -> Iterator[Metric]:
         """The families, for Prometheus."""

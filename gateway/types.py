@@ -92,7 +92,7 @@ class Estimate(NamedTuple):
     """What it hardly takes more than: its prompt may have more tokens, its answer may be long where it says no most."""
 
 
-class Wish(NamedTuple):
+class Wish(msgspec.Struct, frozen=True):
     """What a request wants of the worker it gets."""
 
     prefix: bytes = b""

@@ -5,7 +5,7 @@ strings, where quotes are escaped: no prompt can make an answer contain that nam
 """
 
 import re
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ BYTES_A_TOKEN = 4
 """Of a prompt, for an estimate where the engine never told: about what tokenizers make of English."""
 
 
-class Tokens(NamedTuple):
+class Tokens(msgspec.Struct, frozen=True):
     """What a request took, in tokens."""
 
     prompt: int = 0

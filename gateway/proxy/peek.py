@@ -130,7 +130,7 @@ def peek(body: bytes, content_type: bytes) -> Peek:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
         )
-    return Peek(found.model, bool(found.stream), _prefix(found), found.stream_options, found, form)
+    return Peek._make((found.model, bool(found.stream), _prefix(found), found.stream_options, found, form))
 
 
 def is_form(content_type: bytes) -> bool:
@@ -152,6 +152,11 @@ def _peek_form(body: bytes) -> Fields:
 
 
 def _prefix(fields: Fields) -> bytes:
+    if (
+        fields.messages is not ABSENT
+        and fields.instructions is fields.system is fields.prompt is fields.input is ABSENT
+    ):
+        return bytes(memoryview(fields.messages)[:PREFIX_LIMIT])
     prefix = b""
     for raw in (fields.instructions, fields.system, fields.messages, fields.prompt, fields.input):
         if raw is not ABSENT:

@@ -328,7 +328,7 @@ class InferenceEntry:
         if call.endpoint:
             self._metrics.requests.observe(endpoint, seconds, call.waited)
         if call.metered:
-            used = call.used(status, client_gone=isinstance(error, ClientGone))
+            used = call.used(status, seconds, client_gone=isinstance(error, ClientGone))
             if call.ticket is not None:
                 call.ticket.settle(used.tokens_in + used.tokens_out, used.cost)
             self._record(used)
@@ -343,8 +343,8 @@ class InferenceEntry:
                 endpoint,
                 call.worker or None,
                 call.key or None,
-                round(seconds * 1000, 1),
-                round(call.waited * 1000, 1),
+                seconds * 1000,
+                call.waited * 1000,
                 call.stream,
                 error.code if error is not None else None,
             )

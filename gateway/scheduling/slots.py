@@ -69,6 +69,8 @@ class Slot:
 class Lease:
     """The right to send one request to one worker; `Demand.release` takes it back."""
 
+    __slots__ = ("slot", "waited", "woke")
+
     def __init__(self, slot: Slot, waited: float, woke: float = 0.0) -> None:
         self.slot = slot
         self.waited = waited

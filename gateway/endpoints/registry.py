@@ -16,13 +16,25 @@ from gateway.endpoints.changes import changed_fields, is_served_alike, pinned
 from gateway.endpoints.models import ModelsFolder
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore, shown
-from gateway.endpoints.types import AdapterFacts, AdapterSource, Endpoint, EndpointSpec, Meant, ModelFacts, RolledBack
+from gateway.endpoints.types import (
+    NAME_MAX,
+    AdapterFacts,
+    AdapterSource,
+    Endpoint,
+    EndpointSpec,
+    Meant,
+    ModelFacts,
+    RolledBack,
+)
 from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
 from gateway.prices import Price
 from worker_manager.contract import Failure, HostFacts
 
 log = structlog.get_logger(__name__)
+
+NAMED_CHARACTERS = 2 * NAME_MAX
+"""Of a name that there is not: what is compared with those there are, and told."""
 
 Measurement = Callable[[EndpointSpec, ModelFacts, HostFacts, int], Measured | None]
 """What was measured of a model with these flags on so many GPUs."""
@@ -81,7 +93,7 @@ class Registry:
         """The endpoint with exactly this name. Raises NotFound with near names."""
         found = self._endpoints.get(name)
         if found is None:
-            raise NotFound(f"There is no endpoint '{name}'{near_names(name, self._endpoints)}")
+            raise NotFound(f"There is no endpoint '{shown_name(name)}'{near_names(name, self._endpoints)}")
         return found
 
     def find(self, name: str) -> Endpoint | None:
@@ -101,7 +113,7 @@ class Registry:
         found = self._meant.get(model)
         if found is None or not allowed(found.name):
             visible = [known for known, meant in self._meant.items() if allowed(meant.name)]
-            raise UnknownModel(f"There is no model '{model}'{near_names(model, visible)}", param="model")
+            raise UnknownModel(f"There is no model '{shown_name(model)}'{near_names(model, visible)}", param="model")
         return found
 
     def facts(self, spec: EndpointSpec) -> ModelFacts | None:
@@ -208,7 +220,8 @@ class Registry:
         if source is not None:
             adapters[adapter] = source
         elif adapters.pop(adapter, None) is None:
-            raise NotFound(f"The endpoint '{name}' has no adapter '{adapter}'{near_names(adapter, adapters)}")
+            near = near_names(adapter, adapters)
+            raise NotFound(f"The endpoint '{name}' has no adapter '{shown_name(adapter)}'{near}")
         return self.merged(name, {"adapters": msgspec.to_builtins(adapters)}, host)
 
     async def replace(self, spec: EndpointSpec, *, again: bool = False) -> Endpoint:
@@ -286,12 +299,18 @@ def _meant(spec: EndpointSpec, adapter: str = "") -> Meant:
     return Meant(spec.name, adapter, spec.allow, spec.price)
 
 
+def shown_name(name: str) -> str:
+    """A name that somebody sent, as it stands in a message."""
+    return name if len(name) <= NAMED_CHARACTERS else f"{name[:NAMED_CHARACTERS]}…"
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """The end of a sentence that names what the caller may have meant."""
     known = sorted(known)
     if not known:
         return ": none is registered yet; make one with POST /api/endpoints"
-    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    # a name may be as long as a body: comparing one of some megabytes would take seconds
+    near = get_close_matches(name, known, n=3, cutoff=0.5) if len(name) <= NAMED_CHARACTERS else []
     if near:
         return f". Did you mean {' or '.join(f'{one!r}' for one in near)}?"
     shown = ", ".join(f"{one!r}" for one in known[:10])

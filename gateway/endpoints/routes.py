@@ -7,7 +7,7 @@ from litestar import Controller, Request, delete, get, patch, post
 
 from gateway.access.keyring import Keyring
 from gateway.endpoints.changes import SERVING_FIELDS, is_served_alike
-from gateway.endpoints.registry import Registry, near_names
+from gateway.endpoints.registry import Registry, near_names, shown_name
 from gateway.endpoints.status import EndpointView, ModelView, Statuses
 from gateway.endpoints.types import AdapterSource, Endpoint, EndpointSpec, Name
 from gateway.errors import NotFound, UnknownModel
@@ -162,7 +162,9 @@ class ModelRoutes(Controller):
         for model in visible:
             if model.id == wanted:
                 return model
-        raise UnknownModel(f"There is no model '{wanted}'{near_names(wanted, [model.id for model in visible])}")
+        raise UnknownModel(
+            f"There is no model '{shown_name(wanted)}'{near_names(wanted, [model.id for model in visible])}"
+        )
 
 
 async def _replaced(

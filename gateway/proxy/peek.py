@@ -1,19 +1,16 @@
 """The few fields of a request that routing needs, read without building the body. Pure."""
 
-import re
 from typing import Any, NamedTuple
 
 import msgspec
 
 from gateway.bodies import decoded
 from gateway.errors import BadRequest
+from gateway.proxy.form import fields_of, is_form
 
-FORM_FIELD = re.compile(
-    rb"\r\nContent-Disposition: *form-data; *"
-    rb'name=(?:"(?P<quoted>model|stream|n|vllm_xargs)"|(?P<bare>model|stream|n|vllm_xargs)(?=[;\s]))[^\r\n]*'
-    rb"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{0,512})\r\n",
-    re.IGNORECASE,
-)
+FORM_FIELDS = frozenset({b"model", b"stream", b"n", b"vllm_xargs"})
+FORM_VALUE_BYTES = 512
+"""Of one of these; a file may be of any size."""
 TRUE = frozenset({b"true", b"1", b"True"})
 
 
@@ -125,17 +122,12 @@ def peek(body: bytes, content_type: bytes) -> Peek:
     Raises BadRequest for a body that is neither, or names no model.
     """
     form = is_form(content_type)
-    found = _peek_form(body) if form else _peek_json(body)
+    found = _peek_form(body, content_type) if form else _peek_json(body)
     if not found.model:
         raise BadRequest(
             "The field 'model' is missing: name an endpoint there (GET /v1/models lists them)", param="model"
         )
     return Peek._make((found.model, bool(found.stream), _prefix(found), found.stream_options, found, form))
-
-
-def is_form(content_type: bytes) -> bool:
-    """Whether a body of this type is a multipart form; whatever else it says, it is taken for JSON."""
-    return content_type.lower().startswith(b"multipart/form-data")
 
 
 def _peek_json(body: bytes) -> Fields:
@@ -144,8 +136,13 @@ def _peek_json(body: bytes) -> Fields:
     return decoded(decode_fields, body)
 
 
-def _peek_form(body: bytes) -> Fields:
-    fields = {(quoted or bare).lower(): value.strip() for quoted, bare, value in FORM_FIELD.findall(body)}
+def _peek_form(body: bytes, content_type: bytes) -> Fields:
+    fields: dict[bytes, bytes] = {}
+    for name, start, end in fields_of(body, content_type):
+        if name in FORM_FIELDS:
+            if end - start > FORM_VALUE_BYTES:
+                raise BadRequest(f"The field '{name.decode()}' is longer than {FORM_VALUE_BYTES} bytes")
+            fields[name] = body[start:end].strip()
     model = fields.get(b"model", b"").decode("utf-8", "replace")
     watched = {name.decode(): msgspec.Raw(fields[name]) for name in (b"n", b"vllm_xargs") if fields.get(name)}
     return Fields(model=model or None, stream=fields.get(b"stream") in TRUE, **watched)

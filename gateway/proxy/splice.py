@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from gateway.errors import BadRequest
-from gateway.proxy.peek import ABSENT, FORM_FIELD, Fields, Peek, decode_fields, is_form
+from gateway.proxy.form import fields_of, is_form
+from gateway.proxy.peek import ABSENT, Fields, Peek, decode_fields
 
 TRIES = 4
 """Places that are tried, the last ones first: each costs a copy of the body."""
@@ -33,7 +34,7 @@ NO = frozenset({None, 0, "0", "false", "f", "no", "n", "off"})
 def with_model(body: bytes, content_type: bytes, name: str) -> bytes:
     """The same JSON object or form, with `name` as its model. It must have one."""
     if is_form(content_type):
-        return _form_with_model(body, name)
+        return _form_with_model(body, content_type, name)
     value = msgspec.json.encode(name)
     places = (found.span(1) for found in reversed(deque(MODEL.finditer(body), TRIES)))
     return _replaced(body, places, b'"model":', value, lambda fields: fields.model == name)
@@ -102,13 +103,7 @@ def _inserted(body: bytes, member: bytes) -> bytes:
     return b"".join((memoryview(body)[:start], member, b",", memoryview(body)[start:]))
 
 
-def _form_with_model(body: bytes, name: str) -> bytes:
+def _form_with_model(body: bytes, content_type: bytes, name: str) -> bytes:
     """The last field of that name counts, here as for engines."""
-    found = deque((field for field in FORM_FIELD.finditer(body) if _is_model(field)), 1)
-    start, end = found[0].span(3)
-    return b"".join((memoryview(body)[:start], name.encode(), memoryview(body)[end:]))
-
-
-def _is_model(field: re.Match[bytes]) -> bool:
-    """Whether this field of a form is the model."""
-    return (field["quoted"] or field["bare"]).lower() == b"model"
+    *_, model = (field for field in fields_of(body, content_type) if field.name == b"model")
+    return b"".join((memoryview(body)[: model.start], name.encode(), memoryview(body)[model.end :]))

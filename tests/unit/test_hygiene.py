@@ -235,9 +235,12 @@ def test_every_field_that_is_watched_has_a_rule_and_every_rule_a_field() -> None
 def test_forms_have_the_same_rules() -> None:
     def form(name: str, value: str) -> bytes:
         parts = {"model": "m", name: value}
-        return b"".join(
-            f'--b\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{text}\r\n'.encode()
-            for key, text in parts.items()
+        return (
+            b"".join(
+                f'--b\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{text}\r\n'.encode()
+                for key, text in parts.items()
+            )
+            + b"--b--\r\n"
         )
 
     kind = b"multipart/form-data; boundary=b"

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.database.connection import Database
 from gateway.endpoints.models import ModelsFolder
-from gateway.endpoints.registry import Registry, near_names
+from gateway.endpoints.registry import Registry, near_names, shown_name
 from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import AdapterSource, Endpoint, EndpointSpec, Meant
 from gateway.errors import BadRequest, Conflict, NotFound, UnknownModel
@@ -297,3 +297,9 @@ async def test_an_adapter_whose_files_are_gone_stands_in_the_way_of_no_other_cha
     assert list(registry.adapted("a", "red", None, HOST).adapters) == ["blue"]
     with pytest.raises(BadRequest, match=r"has no adapter_model\.safetensors"):
         registry.adapted("a", "green", AdapterSource(model="local/red"), HOST)
+
+
+def test_a_name_as_long_as_a_body_is_neither_compared_nor_told_whole() -> None:
+    """Comparing it would take seconds, in which nobody is answered."""
+    assert near_names("ab" * 10_000_000, ["ab", "first"]) == ". There is: 'ab', 'first'"
+    assert len(shown_name("a" * 10_000_000)) < 300

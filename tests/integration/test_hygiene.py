@@ -1,4 +1,4 @@
-"""Dangerous requests never reach an engine, and what an operator allows does; no other route of an engine is there."""
+"""Dangerous requests never reach an engine, and what an operator allows does."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,6 @@ from tests.support.stack import Stack, chat, running_stack
 URL = "http://169.254.169.254/latest/meta-data"
 
 
-# vLLM's routes (docs/usage/security.md and its routers), but for those that are forwarded
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with running_stack({"HOSTLER_ALLOW": "vllm_xargs", "HOSTLER_MAX_TOKENS": "1000"}) as started:
@@ -62,18 +61,18 @@ def test_what_is_allowed_for_one_endpoint_or_for_all_reaches_the_engine(stack: S
 
 
 def test_an_ordinary_client_notices_nothing(stack: Stack) -> None:
-    client = openai.OpenAI(base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, timeout=30)
-    answer = client.chat.completions.create(
-        model="careful",
-        messages=[{"role": "user", "content": [{"type": "text", "text": f"what is at {URL}?"}]}],
-        max_tokens=8,
-        temperature=0.5,
-        stop=["\n\n"],
-        tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        extra_body={"chat_template_kwargs": {"enable_thinking": False}},
-    )
-    assert answer.choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="HOSTLER_ALLOW=chat_template"):
-        client.chat.completions.create(
-            model="careful", messages=[{"role": "user", "content": "a"}], extra_body={"chat_template": "x"}
+    with openai.OpenAI(base_url=f"{stack.address}/v1", api_key=stack.key, max_retries=0, timeout=30) as client:
+        answer = client.chat.completions.create(
+            model="careful",
+            messages=[{"role": "user", "content": [{"type": "text", "text": f"what is at {URL}?"}]}],
+            max_tokens=8,
+            temperature=0.5,
+            stop=["\n\n"],
+            tools=[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+            extra_body={"chat_template_kwargs": {"enable_thinking": False}},
         )
+        assert answer.choices[0].message.content
+        with pytest.raises(openai.BadRequestError, match="HOSTLER_ALLOW=chat_template"):
+            client.chat.completions.create(
+                model="careful", messages=[{"role": "user", "content": "a"}], extra_body={"chat_template": "x"}
+            )

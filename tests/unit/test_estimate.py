@@ -93,7 +93,7 @@ def test_what_would_be_generated_behind_the_requests_back_is_refused() -> None:
 
 def test_routes_without_an_answer_of_a_model_reserve_their_prompt() -> None:
     assert of("/v1/embeddings", input="x" * 398)[:3] == (100, 100, 100)
-    form = b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--'
+    form = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n--x--'
     assert estimate("/v1/audio/transcriptions", peek(form, b"multipart/form-data; boundary=x")) == Estimate(0, 0)
 
 

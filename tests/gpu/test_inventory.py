@@ -1,5 +1,6 @@
 """Real GPUs: what the manager says of them is what nvidia-smi says."""
 
+import asyncio
 import csv
 import io
 import subprocess
@@ -22,3 +23,20 @@ async def test_the_inventory_names_the_cards_that_nvidia_smi_names() -> None:
     finally:
         inventory.close()
     assert found == nvidia_smi()
+
+
+async def test_the_energy_of_each_card_grows() -> None:
+    inventory = GpuInventory()
+
+    async def energy() -> list[int]:
+        return [gpu.energy_mj for gpu in await inventory.read() if gpu.energy_mj is not None]
+
+    try:
+        before = await energy()
+        assert len(before) == len(nvidia_smi()), "a card that does not tell its energy: Volta and later do"
+        after = before
+        async with asyncio.timeout(30):
+            while not all(now > then for now, then in zip(after, before, strict=True)):
+                after = await energy()
+    finally:
+        inventory.close()

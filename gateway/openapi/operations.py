@@ -184,6 +184,8 @@ RECORDS = (
         media=(JSON, "text/csv"),
         parameters=(
             Parameter("by", text(enum=(*By, "")), "What is summed up; empty: key"),
+            Parameter("key", text(), "Of this key"),
+            Parameter("endpoint", text(), "Of this endpoint"),
             *TIMES,
             Parameter("format", FORMAT, "How it is told; empty: as `Accept` asks"),
         ),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from gateway.database.connection import Database
-from gateway.usage.types import By, GpuSum
+from gateway.usage.types import By, GpuSum, WantedDays
 
 ADD = (
     "INSERT INTO gpu_days (day, endpoint, gpu_ms, gpu_cost, energy_mj, energy_cost) VALUES (?, ?, ?, ?, ?, ?) "
@@ -29,14 +29,15 @@ class GpuStore:
         async with self._database.transaction() as write:
             await write.execute_many(ADD, rows)
 
-    async def sums(self, by: By, first_day: str, last_day: str) -> dict[str, GpuSum]:
-        """Sums of the days from `first_day` to `last_day`, both included, by endpoint or day."""
+    async def sums(self, by: By, wanted: WantedDays) -> dict[str, GpuSum]:
+        """Sums by endpoint or day, of all keys together."""
         column = GROUPED[by]
         rows = await self._database.rows(
             f"SELECT {column}, total(gpu_ms), total(gpu_cost), sum(energy_mj), "  # noqa: S608 - our own names
             "CASE WHEN count(energy_cost) THEN total(energy_cost) END FROM gpu_days "
-            f"WHERE day BETWEEN ? AND ? GROUP BY {column}",
-            (first_day, last_day),
+            "WHERE day BETWEEN :first AND :last AND (:endpoint IS NULL OR endpoint = :endpoint) "
+            f"GROUP BY {column}",
+            wanted._asdict(),
         )
         return {
             str(name): GpuSum(gpu_ms, int(gpu_cost), energy_mj, None if energy_cost is None else int(energy_cost))

@@ -15,11 +15,11 @@ from gateway.usage.gpu_store import GpuStore
 from gateway.usage.questions import days, wants_csv
 from gateway.usage.recorder import Recorder
 from gateway.usage.store import UsageStore
-from gateway.usage.types import By, GpuSum, Sum, UsageReport, UsageRow, row
+from gateway.usage.types import By, GpuSum, Sum, UsageReport, UsageRow, WantedDays, row
 
 DAYS = 30
 """What is shown where nothing is said: today and the days before it."""
-PARAMETERS = ("by", "from", "to", "format")
+PARAMETERS = ("by", "key", "endpoint", "from", "to", "format")
 
 
 class UsageRoutes(Controller):
@@ -43,11 +43,12 @@ class UsageRoutes(Controller):
         first, last = [day.isoformat() for day in days(given, DAYS)]
         csv_wanted = wants_csv(given.get("format"), request.headers.get("accept", ""))
         await recorder.flush()
-        sums = await usage.sums(by, first, last)
-        gpus = {}
-        if by is not By.KEY:
+        wanted = WantedDays(first, last, given.get("key") or None, given.get("endpoint") or None)
+        sums, gpus = await usage.sums(by, wanted), {}
+        of_keys = by is By.KEY or wanted.key is not None  # and no key holds a GPU
+        if not of_keys:
             await gpu_recorder.flush()
-            gpus = await gpu_usage.sums(by, first, last)
+            gpus = await gpu_usage.sums(by, wanted)
         total, all_gpus = Sum(), GpuSum()
         for one in sums.values():
             total = total.plus(one)
@@ -58,9 +59,9 @@ class UsageRoutes(Controller):
             unit=cost_unit,
             first_day=first,
             last_day=last,
-            total=row("total", total, None if by is By.KEY else all_gpus),
+            total=row("total", total, None if of_keys else all_gpus),
             rows=[
-                row(name, sums.get(name, Sum()), None if by is By.KEY else gpus.get(name, GpuSum()))
+                row(name, sums.get(name, Sum()), None if of_keys else gpus.get(name, GpuSum()))
                 for name in sorted(sums.keys() | gpus.keys())
             ],
             unwritten=recorder.unwritten,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gateway.database.connection import Database
 from gateway.types import Used
-from gateway.usage.types import By, Group, Sum, added_up
+from gateway.usage.types import By, Group, Sum, WantedDays, added_up
 
 MOST = 2**62
 """Of any sum: whatever an engine tells, a batch can be written."""
@@ -33,15 +33,17 @@ class UsageStore:
             await write.execute_many(INSERT, records)
             await write.execute_many(ADD, [(*group, *total) for group, total in sums.items()])
 
-    async def sums(self, by: By, first_day: str, last_day: str) -> dict[str, Sum]:
-        """Sums of the days from `first_day` to `last_day`, both included, by key, endpoint or day."""
+    async def sums(self, by: By, wanted: WantedDays) -> dict[str, Sum]:
+        """Sums by key, endpoint or day."""
         # not sum(), which fails where it overflows
         added = ", ".join(f"total({name})" for name in Sum._fields)
         column = GROUPED[by]
         rows = await self._database.rows(
-            f"SELECT {column}, {added} FROM usage_days WHERE day BETWEEN ? AND ? "  # noqa: S608 - our own names
+            f"SELECT {column}, {added} FROM usage_days "  # noqa: S608 - our own names
+            "WHERE day BETWEEN :first AND :last "
+            "AND (:key IS NULL OR key_id = :key) AND (:endpoint IS NULL OR endpoint = :endpoint) "
             f"GROUP BY {column}",
-            (first_day, last_day),
+            wanted._asdict(),
         )
         return {str(name): Sum(*map(int, numbers)) for name, *numbers in rows}
 

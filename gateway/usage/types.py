@@ -23,6 +23,17 @@ class By(StrEnum):
     DAY = "day"
 
 
+class WantedDays(NamedTuple):
+    """Which sums."""
+
+    first: str
+    """`2026-11-23`, in UTC."""
+    last: str
+    """The last day, included."""
+    key: str | None = None
+    endpoint: str | None = None
+
+
 class Group(NamedTuple):
     """Whose use a sum is; the key of a row of `usage_days`."""
 

@@ -77,6 +77,8 @@ def test_a_shared_card_is_paid_for_in_parts_of_its_promises_and_a_restart_keeps_
     assert small["gpu_cost"] == pytest.approx(small["gpu_seconds"] / 100, abs=1e-4)
     [day] = usage(stack, "day").values()
     assert (day["energy_wh"], day["energy_cost"]) == (4.0, 0.001)
+    [day] = stack.client.get("/api/usage?by=day&endpoint=large").json()["rows"]
+    assert (day["energy_wh"], day["requests"]) == (3.0, 0)
     table = stack.client.get("/api/usage?by=endpoint&format=csv").text.splitlines()
     assert {row["endpoint"]: row["energy_wh"] for row in csv.DictReader(table)} == {"small": "1.0", "large": "3.0"}
 
@@ -99,3 +101,5 @@ def test_a_shared_card_is_paid_for_in_parts_of_its_promises_and_a_restart_keeps_
     answer = stack.client.get("/api/usage").json()
     for row in (*answer["rows"], answer["total"]):
         assert [row[name] for name in ("gpu_seconds", "gpu_cost", "energy_wh", "energy_cost")] == [None] * 4
+    [row] = stack.client.get("/api/usage?by=endpoint&key=admin").json()["rows"]
+    assert (row["name"], row["requests"], row["gpu_seconds"]) == ("small", 1, None)

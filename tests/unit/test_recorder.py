@@ -13,7 +13,7 @@ from gateway.types import Used
 from gateway.usage import recorder as module
 from gateway.usage.recorder import Recorder, prune_daily
 from gateway.usage.store import UsageStore
-from gateway.usage.types import By, Sum
+from gateway.usage.types import By, Sum, WantedDays
 
 DAY = 86_400.0
 NOON = 20_000 * DAY + DAY / 2
@@ -39,7 +39,9 @@ async def store(database: Database) -> UsageStore:
 
 
 async def written(store: UsageStore) -> int:
-    return sum([total.requests for total in (await store.sums(By.DAY, "0001-01-01", "9999-12-31")).values()])
+    return sum(
+        [total.requests for total in (await store.sums(By.DAY, WantedDays("0001-01-01", "9999-12-31"))).values()]
+    )
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
@@ -65,7 +67,7 @@ async def test_records_are_written_with_their_sums_when_the_recorder_stops(store
     for number in range(2500):
         recorder.record(used(number, at=NOON + number))
     await recorder.stop()
-    assert (await store.sums(By.KEY, "2024-10-04", "2024-10-04")) == {
+    assert (await store.sums(By.KEY, WantedDays("2024-10-04", "2024-10-04"))) == {
         "k": Sum(2500, 0, 0, 0, 25_000, 7500, 12_500, 2500, 2500, 50_000, 75_000, 100_000)
     }
 
@@ -169,7 +171,7 @@ async def test_old_requests_go_and_their_sums_stay(
 async def test_costs_without_measure_are_written_too_and_stop_at_what_the_database_holds(store: UsageStore) -> None:
     for _ in range(10):
         await store.add([used(number, cost=MOST) for number in range(1000)])
-    [total] = (await store.sums(By.KEY, "2024-10-04", "2024-10-04")).values()
+    [total] = (await store.sums(By.KEY, WantedDays("2024-10-04", "2024-10-04"))).values()
     assert (total.requests, total.cost) == (10_000, 2**62)
 
 
@@ -177,11 +179,13 @@ async def test_sums_are_by_key_endpoint_or_day_of_the_days_asked_for(store: Usag
     await store.add(
         [used(1), used(2, key="x", status=502), used(3, at=NOON + DAY, endpoint="f"), used(4, at=NOON - 9 * DAY)]
     )
-    days = ("2024-10-04", "2024-10-05")
-    by_key, by_endpoint, by_day = [await store.sums(by, *days) for by in (By.KEY, By.ENDPOINT, By.DAY)]
+    days = WantedDays("2024-10-04", "2024-10-05")
+    by_key, by_endpoint, by_day = [await store.sums(by, days) for by in (By.KEY, By.ENDPOINT, By.DAY)]
     assert {name: total.requests for name, total in by_key.items()} == {"k": 2, "x": 1}
     assert {name: total.requests for name, total in by_endpoint.items()} == {"e": 2, "f": 1}
     assert {name: (total.requests, total.errors) for name, total in by_day.items()} == {
         "2024-10-04": (2, 1),
         "2024-10-05": (1, 0),
     }
+    one = await store.sums(By.DAY, days._replace(key="k", endpoint="e"))
+    assert {name: total.requests for name, total in one.items()} == {"2024-10-04": 1}

@@ -24,6 +24,8 @@ log = structlog.get_logger(__name__)
 ERROR_BODY_LIMIT = 64 * 1024
 """Bytes of an engine's error that are passed on inside a stream that has begun."""
 ATTEMPTS = 2
+OURS_IN_STREAMS = frozenset({b"cache-control", b"content-length"})
+"""What a stream's head says in our words: an error event, or usage that nobody asked for, changes its length."""
 
 
 class Worker(Protocol):
@@ -229,7 +231,7 @@ class Relay(Generic[LeaseT]):
             return
         if not call.client.started:
             if streams:
-                headers = [header for header in headers if header[0] != b"cache-control"] + STREAM_HEADERS
+                headers = [header for header in headers if header[0] not in OURS_IN_STREAMS] + STREAM_HEADERS
             call.start(connection.status, headers)
         elif not call.client.blocked:
             call.client.write(call.own_comment())  # the headers went out before any of this was known

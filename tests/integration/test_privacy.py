@@ -1,5 +1,6 @@
 """What people send, and their keys, stay out of all that Hostler writes; what is captured on demand is redacted."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +9,26 @@ import httpx
 import pytest
 
 from tests.support.battery import Tell
+from tests.support.processes import REPOSITORY
+from tests.support.raw_server import raw_server, read_call
 from tests.support.stack import ADMIN_KEY, Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
 
 PROMPT, SYSTEM, TOOL, TEMPLATE = (f"canary-{name}-8d1f" for name in ("prompt", "system", "tool", "template"))
-UNKNOWN_KEY = "canary-unknown-key-8d1f"
+UNKNOWN_KEY, ENGINE_SECRET = "canary-unknown-key-8d1f", "canary-engine-secret-8d1f"
+HUB_TOKEN = "hf_canaryHubToken8d1fCanaryHubToken"
 CHAT = "/v1/chat/completions"
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with running_stack({"HOSTLER_LOG_LEVEL": "debug"}) as started:
+    settings = {
+        "HOSTLER_LOG_LEVEL": "debug",
+        "HOSTLER_ENGINE_ENV": f"PYTHONPATH={REPOSITORY} SOME_TOKEN={ENGINE_SECRET}",
+        "HF_TOKEN": HUB_TOKEN,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    with running_stack(settings) as started:
         started.endpoint("here")
         yield started
 
@@ -65,6 +75,41 @@ def answers_of(stack: Stack, key: str) -> tuple[list[str], str]:
     return errors, said
 
 
+def echoes_of(stack: Stack, key: str) -> list[str]:
+    """What is answered where the engine says all it was sent, as an error, as noise, and in a bad header."""
+    echoes = []
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=stack.address, headers=bearer(key), timeout=30) as client:
+            for stream in (False, True):
+                answer = await client.post(CHAT, json={**chat("echoing", PROMPT), "stream": stream})
+                echoes.append(answer.text)
+
+    async def all_kinds(socket: Path) -> None:
+        for head in (
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n",
+            b"HTTP/1.1 500 Oh\r\ncontent-type: text/plain\r\n",
+            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n",
+            PROMPT.encode() + b"\r\n",
+            b"HTTP/1.1 200 OK\r\n" + PROMPT.encode() + b" is no header\r\n",
+        ):
+
+            async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: bytes = head) -> None:
+                while True:
+                    said = await read_call(reader, writer)
+                    writer.write(head + b"content-length: %d\r\n\r\n" % len(said) + said)
+
+            async with raw_server(echo, socket):
+                await ask()
+
+    stack.endpoint("echoing")  # the gateway has no connection to its engine yet
+    stack.client.post("/api/endpoints/echoing/start").raise_for_status()
+    wait_until(lambda: stack.status("echoing")["state"] == "hot", "its engine is ready", seconds=60)
+    with stack.socket_hidden(stack.status("echoing")["workers"][0]["id"]) as socket:
+        asyncio.run(all_kinds(socket))
+    return echoes
+
+
 def files_below(folder: Path) -> dict[str, bytes]:
     """All that is on the disk but for models: the database with its WAL, logs, decisions."""
     return {
@@ -79,10 +124,26 @@ def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: St
     errors, said = answers_of(stack, made["key"])
     assert len(errors) >= 10
     assert len(said) > 8
+    assert any(PROMPT in echo for echo in echoes_of(stack, made["key"]))
+    # a download that fails, with the hub's token in its environment
+    assert stack.client.post("/api/downloads", json={"model": "org/none"}).status_code < 300
+    wait_until(lambda: "failed" in stack.client.get("/api/downloads").text, "the download has failed", seconds=60)
     rotated = stack.client.post(f"/api/keys/{made['id']}/rotate").json()["key"]
     shown = {
         path: stack.client.get(path).text
-        for path in ("/metrics", "/api/keys", "/api/usage", "/api/audit", "/api/workers", "/api/plan", "/api/host")
+        for path in (
+            "/metrics",
+            "/api/audit",
+            "/api/downloads",
+            "/api/endpoints",
+            "/api/host",
+            "/api/keys",
+            "/api/plan",
+            "/api/plan/log",
+            "/api/usage",
+            "/api/workers",
+            f"/api/workers/{stack.status('here')['workers'][0]['id']}/logs",
+        )
     }
     stack.client.get("/api/usage", params={"by": "endpoint"})  # by then all usage is in the file
     places: dict[str, bytes] = {name: text.encode() for name, text in shown.items()}
@@ -93,7 +154,8 @@ def test_no_prompt_no_answer_and_no_key_is_in_anything_that_is_written(stack: St
     on_disk = files_below(stack.folder)
     assert any(name.endswith("hostler.db") for name in on_disk)
     places |= on_disk
-    canaries = [PROMPT, SYSTEM, TOOL, TEMPLATE, UNKNOWN_KEY, ADMIN_KEY, made["key"], rotated, said]
+    canaries = [PROMPT, SYSTEM, TOOL, TEMPLATE, UNKNOWN_KEY, ENGINE_SECRET, HUB_TOKEN]
+    canaries += [ADMIN_KEY, made["key"], rotated, said]
     found = [(name, canary) for name, content in places.items() for canary in canaries if canary.encode() in content]
     assert found == []
     record_property("places looked at", f"{len(places)} for {len(canaries)} secrets, 0 found")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -92,6 +93,16 @@ async def test_a_token_with_a_claim_that_does_not_fit_is_refused(
     people: People, issuer: Issuer, claims: dict[str, Any]
 ) -> None:
     assert "is not accepted" in await why_not(people, issuer.token(**claims))
+
+
+async def test_the_issuers_clock_may_differ_by_half_a_minute(people: People, issuer: Issuer) -> None:
+    now = time.time()
+    fine: list[dict[str, Any]] = [{"exp": now - 1}, {"nbf": now + 25}, {"iat": now + 25}]
+    for claims in fine:
+        assert await scopes(people, issuer.token(**claims)) == {Scope.INFERENCE}
+    wrong: list[dict[str, Any]] = [{"exp": now - 31}, {"nbf": now + 10_000}, {"iat": now + 10_000}]
+    for claims in wrong:
+        await why_not(people, issuer.token(**claims))
 
 
 def unsigned(header: dict[str, Any], payload: dict[str, Any], signature: bytes = b"") -> str:

@@ -194,6 +194,16 @@ async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_
     assert client.sent_headers[b"cache-control"] == b"no-cache"
 
 
+async def test_a_stream_is_as_long_as_it_is_whatever_length_its_engine_had_said(house: House) -> None:
+    cut = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 15\r\n\r\n" + ONE_EVENT[3:18]
+    await house.engine("w1", answering(cut))
+    client = Client(stream=True)
+    assert isinstance(await house.run(client), EngineBroke)
+    assert b"content-length" not in client.sent_headers
+    assert client.sent.endswith(b"data: [DONE]\n\n")
+    assert len(client.sent) > 15
+
+
 # what breaks
 
 

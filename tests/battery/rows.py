@@ -309,11 +309,16 @@ ROWS = (
         what="every route of vLLM; every route of the API without a key and with a weak one",
         goal="404; 401 and 403",
         tests=(
-            *tests("integration/test_hygiene.py", "no_other_route_of_an_engine_is_there"),
+            *tests(
+                "integration/test_api_schema.py",
+                "every_route_of_vllm_is_404_unless_it_is_one_of_ours",
+                "no_spelling_of_a_path_reaches_another_route_of_an_engine",
+                "every_operation_asks_for_a_key_and_for_the_scope_that_the_document_names",
+                "a_head_needs_the_same_key_and_gets_the_head_of_the_answer",
+            ),
+            *tests("engine/test_vllm_routes.py"),
             *tests(
                 "integration/test_bad_input.py",
-                "inference_without_a_key_is_refused",
-                "the_api_without_a_key_is_refused",
                 "a_bad_key_is_refused",
                 "a_key_without_the_scope_is_refused",
             ),
@@ -321,9 +326,19 @@ ROWS = (
     ),
     Row(
         name="T29",
-        what="bad requests of every kind to every route",
-        goal="no 500",
-        tests=tests("integration/test_bad_input.py"),
+        what="what schemathesis thinks of in ten minutes, strange values in every field and parameter, bad requests",
+        goal="no 500, and no answer that the OpenAPI document does not have",
+        tests=(
+            *tests(
+                "integration/test_api_schema.py",
+                "no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_the_document_says",
+                "no_value_of_any_field_is_too_strange",
+                "no_value_of_any_parameter_is_too_strange",
+            ),
+            *tests("unit/test_openapi.py"),
+            *tests("unit/test_form.py"),
+            *tests("integration/test_bad_input.py"),
+        ),
     ),
     Row(
         name="T30",

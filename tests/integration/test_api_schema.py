@@ -1,7 +1,7 @@
 """The whole API against its own document: schemathesis, credentials for every operation, an engine's other routes.
 
-`HOSTLER_SCHEMA_SECONDS=600 scripts/test integration -- -k schemathesis -s` is the long campaign, from a seed that it
-prints (HOSTLER_SCHEMA_SEED sets it). CI has one seed: a finding of a new one belongs to no change.
+`scripts/battery T29` is the long campaign, from a seed that it tells (HOSTLER_SCHEMA_SEED sets it). CI has one seed: a
+finding of a new one belongs to no change.
 """
 
 import json
@@ -17,21 +17,21 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from tests.support.battery import WHOLE, Tell, size
 from tests.support.processes import REPOSITORY
 from tests.support.raw_http import RawConnection
 from tests.support.schema_hooks import GROUND
 from tests.support.stack import ADMIN_KEY, CLIENT_SECONDS, Stack, bearer, chat, running_stack
 
-SHORT_SECONDS = 12
-SECONDS = int(os.environ.get("HOSTLER_SCHEMA_SECONDS", SHORT_SECONDS))
-IS_LONG = SECONDS > SHORT_SECONDS
-SEED = int(os.environ.get("HOSTLER_SCHEMA_SEED", SystemRandom().getrandbits(32) if IS_LONG else 1))
+SECONDS = int(os.environ.get("HOSTLER_SCHEMA_SECONDS", size(10, 600)))
+SEED = int(os.environ.get("HOSTLER_SCHEMA_SEED", SystemRandom().getrandbits(32) if WHOLE else 1))
 SLACK_SECONDS = 90
 """For what is under way when the time is over, on a machine that does other things as well."""
 SETTINGS = {
     "HOSTLER_OFFLINE": "1",
     "HOSTLER_SIGN_INS_PER_MINUTE": "1000000",  # wrong keys are a part of it
     "HOSTLER_QUEUE_SECONDS": "5",
+    "HOSTLER_STOP_SECONDS": "2",
 }
 NOBODY = "nobody"
 FORWARDED = r"^/(v1/(?!models)|tokenize|detokenize)"
@@ -45,7 +45,7 @@ continue-on-failure = true
 suppress-health-check = ["all"]
 
 [generation]
-no-shrink = {str(not IS_LONG).lower()}
+no-shrink = {str(not WHOLE).lower()}
 
 [checks]
 # what a machine can hold and which names are taken stands in no schema
@@ -121,11 +121,11 @@ def assert_sound(stack: Stack) -> None:
 
 @pytest.mark.timeout(SECONDS + 2 * SLACK_SECONDS)
 def test_no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_the_document_says(
-    stack: Stack, tmp_path: Path
+    stack: Stack, tmp_path: Path, record_property: Tell
 ) -> None:
     configuration, tally = tmp_path / "schemathesis.toml", tmp_path / "tally.json"
     configuration.write_text(CONFIGURATION)
-    print(f"seed {SEED}")  # noqa: T201 - what repeats a failure
+    record_property("seed", SEED)
     run = subprocess.run(
         [
             *(sys.executable, "-m", "schemathesis.cli", "--config-file", str(configuration)),
@@ -139,9 +139,11 @@ def test_no_request_that_schemathesis_thinks_of_is_answered_otherwise_than_the_d
         timeout=SECONDS + SLACK_SECONDS,
         check=False,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    print(tally.read_text())  # noqa: T201 - the figures
-    assert json.loads(tally.read_text())["200"] > 0
+    assert run.returncode == 0, f"seed {SEED}: {run.stdout}{run.stderr}"
+    counts = json.loads(tally.read_text())
+    assert counts["200"] > 0
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()) if status != "requests")
+    record_property(f"in {SECONDS} s", f"{counts['requests']} requests ({told})")
     assert_sound(stack)
 
 

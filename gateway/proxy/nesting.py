@@ -12,9 +12,8 @@ CONTAINERS = 100_000
 """Arrays and objects in one body: each costs an engine, and us, far more memory than its two bytes."""
 OPENED_LIMIT = 1024 * 1024
 """Bytes of a body that is opened level by level; a larger one is counted through, which takes longer and no memory."""
-OPENED, LONG = 3, 512
-"""Objects down to this level, of so many bytes, are opened unseen: messages, whose text may be full of brackets."""
 OBJECT, ARRAY = b"{["
+NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
 STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 STEPS = tuple((byte in b"[{") - (byte in b"]}") for byte in range(256))
@@ -29,12 +28,10 @@ def check_nesting(body: bytes, limit: int) -> bool:
     Returns whether it may hold more than one array. No more brackets than the limit can't be too deep: most bodies
     are done with that.
     """
-    arrays = brackets_within(body, limit)
-    if arrays is not None:
-        return arrays > 1
-    # each takes two bytes, so a short body need not be counted through
-    few = len(body) <= 2 * CONTAINERS or body.count(b"{") + body.count(b"[") <= CONTAINERS
-    opened = few and len(body) <= OPENED_LIMIT
+    opening = opening_brackets(body)
+    if len(opening) <= limit:
+        return opening.count(b"[") > 1
+    opened = len(opening) <= CONTAINERS and len(body) <= OPENED_LIMIT
     if _is_deep(body, limit) if opened else _counted(body) > limit:
         raise BadRequest(
             f"The body is nested too deeply: at most {limit} arrays and objects may stand in each other "
@@ -43,22 +40,9 @@ def check_nesting(body: bytes, limit: int) -> bool:
     return True
 
 
-def brackets_within(text: bytes, limit: int) -> int | None:
-    """How many `[` there are; None where there are more than so many brackets.
-
-    `find` looks for them with memchr, which `count` does not.
-    """
-    found, arrays = 0, 0
-    for bracket in (b"{", b"["):
-        arrays = 0
-        at = text.find(bracket)
-        while at >= 0:
-            arrays += 1
-            if found + arrays > limit:
-                return None
-            at = text.find(bracket, at + 1)
-        found += arrays
-    return arrays
+def opening_brackets(text: bytes) -> bytes:
+    """Nothing but its brackets, those in strings too. Deleting goes through 3 bytes in a nanosecond."""
+    return text.translate(None, NOT_OPENING)
 
 
 def _is_deep(body: bytes, limit: int) -> bool:
@@ -68,10 +52,10 @@ def _is_deep(body: bytes, limit: int) -> bool:
         value, depth = pending.pop()
         if depth > limit:
             return True
-        is_object = memoryview(value)[0] == OBJECT
-        is_message = is_object and depth <= OPENED and len(value) > LONG
-        if not is_message and brackets_within(bytes(value), limit - depth + 1) is not None:
+        text = bytes(value)
+        if len(opening_brackets(text)) <= limit - depth + 1:
             continue
+        is_object = text[0] == OBJECT
         inner = decoded(open_object, value).values() if is_object else decoded(open_array, value)
         pending += [(one, depth + 1) for one in inner if memoryview(one)[0] in (OBJECT, ARRAY)]
     return False

@@ -8,7 +8,6 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from typing import Any, ClassVar
 from urllib.parse import unquote
 
@@ -19,6 +18,8 @@ from gateway.errors import BadRequest, GatewayError, InternalError, RequestTimeo
 from gateway.http11.asgi import AsgiExchange
 from gateway.http11.eager import begin
 from gateway.http11.exchange import Exchange, header_too_large, status_line
+from gateway.http11.familiar import Memory
+from gateway.http11.phase import BODY, HEADER, NOTHING
 from gateway.http11.reader import StalledReader
 
 log = structlog.get_logger(__name__)
@@ -34,17 +35,6 @@ FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 Handler = Callable[[Exchange], Coroutine[Any, Any, None]]
 Direct = Callable[[str], Handler | None]
 """Path to the handler that takes its requests as exchanges; None: they go the way of ASGI."""
-
-
-class Phase(Enum):
-    """What of a request is awaited."""
-
-    NOTHING = 0
-    HEADER = 1
-    BODY = 2
-
-
-NOTHING, HEADER, BODY = Phase
 
 
 class ClientConnection(asyncio.Protocol):
@@ -85,6 +75,9 @@ class ClientConnection(asyncio.Protocol):
         self._current: Exchange | None = None
         """The request that is being answered."""
         self._waiting: deque[Exchange] = deque()
+        self._memory = Memory()
+        self._begun = b""
+        """What is being read that began with a request, and may be that request and nothing else."""
         self._ahead = 0
         self._paused = False
         self._refusal: GatewayError | None = None
@@ -105,6 +98,17 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refusal is not None or self._lingers:
             return
+        if self._phase is not NOTHING or self._current is not None or self._waiting:
+            self._take(data)
+        elif (known := self._memory.recall(data, self)) is not None:
+            self._waiting.append(known)
+            self._start_next()
+        else:
+            self._begun = data
+            self._take(data)
+            self._begun = b""
+
+    def _take(self, data: bytes) -> None:
         if self._phase is not BODY:
             self._seen += len(data)
             if self._seen > self.header_bytes and self._seen - self._after_header(data) > self.header_bytes:
@@ -208,6 +212,8 @@ class ClientConnection(asyncio.Protocol):
         self._tail = b""
         if self._incoming is not None:
             self._incoming.take_end()
+            if self._begun:
+                self._memory.learn(self._begun, self._incoming)
             self._incoming = None
 
     # exchanges call

@@ -1,0 +1,87 @@
+"""A head that this connection has sent before: clients repeat theirs byte for byte, but for the body's length.
+
+What was parsed once need not be parsed again. Only a request that has come whole in one piece is compared with one that
+did so too. The parser sees nothing of those that are recognised, and stands at a message's begin all the while.
+"""
+
+import re
+from typing import NamedTuple
+
+from gateway.http11.exchange import Exchange, Headers, Wire
+
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+END = b"\r\n\r\n"
+HEAD_LIMIT = 8 * 1024
+"""Bytes of a head that is kept."""
+MORE = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"http2-settings", b"trailer", b"te"})
+"""Headers that make more of a request than a head and a body."""
+TRIES = 4
+"""Heads that are kept in vain before no more are: this client has another one each time."""
+
+
+class Head(NamedTuple):
+    """A head on both sides of the body's length, and what it says."""
+
+    before: bytes
+    after: bytes
+    method: str
+    path: str
+    raw_path: bytes
+    query: bytes
+    headers: Headers
+    length_at: int
+    """Where the length stands among the headers."""
+
+
+class Memory:
+    """The last head of one connection."""
+
+    __slots__ = ("_head", "_tries")
+
+    def __init__(self) -> None:
+        self._head: Head | None = None
+        self._tries = TRIES
+
+    def recall(self, data: bytes, wire: Wire) -> Exchange | None:
+        """The request that these bytes are, whole and alone, if its head is the one that is kept."""
+        head = self._head
+        if head is None or not data.startswith(head.before):
+            return None
+        begin = len(head.before)
+        end = data.find(b"\r\n", begin)
+        body = data[end + len(head.after) :]
+        length = data[begin:end]
+        if not data.startswith(head.after, end) or not body or length != b"%d" % len(body):
+            return None
+        exchange = Exchange(wire)
+        exchange.method, exchange.path, exchange.raw_path, exchange.query = head[2:6]
+        headers = exchange.headers = [*head.headers]
+        headers[head.length_at] = (b"content-length", length)
+        exchange.take_in(body)
+        exchange.whole = True
+        self._tries = TRIES
+        return exchange
+
+    def learn(self, data: bytes, exchange: Exchange) -> None:
+        """Keep the head of the request that these bytes are, whole and alone, unless it is a rare one."""
+        if self._tries:
+            self._tries -= 1
+            self._head = head_of(data, exchange) if self._tries else None
+
+
+def head_of(data: bytes, exchange: Exchange) -> Head | None:
+    """How to recognise this head; None where there is more to such requests than a head and a body."""
+    end = data.find(END, 0, HEAD_LIMIT)
+    if end < 0 or exchange.old or not exchange.keep_alive or not exchange.whole:
+        return None
+    end += len(END)
+    names = [name for name, _ in exchange.headers]
+    lengths = [*LENGTH.finditer(data, 0, end)]
+    if len(lengths) != 1 or names.count(b"content-length") != 1 or not MORE.isdisjoint(names):
+        return None
+    begin, behind = lengths[0].span(1)
+    at = names.index(b"content-length")
+    if exchange.headers[at][1] != data[begin:behind] or int(data[begin:behind][:10]) != len(data) - end:
+        return None
+    said = exchange.method, exchange.path, exchange.raw_path, exchange.query
+    return Head(data[:begin], data[behind:end], *said, exchange.headers, at)

@@ -15,7 +15,7 @@ from lib.bench import chart, environments, figures, hostler, nginx, peers, profi
 from lib.bench.session import Session
 from lib.console import Problem, answer, say, step
 
-OWN = {"hostler": hostler.start, "nginx": nginx.start}
+OWN = {"hostler": hostler.start, "hostler-plain": hostler.start_plain, "nginx": nginx.start}
 STARTERS = OWN | peers.STARTERS
 PROFILE_SECONDS = 4.0
 

@@ -25,12 +25,15 @@ PRICE = {"input": 1, "cached_input": 0.5, "output": 2}
 
 
 class Hostler(Target):
-    """Its own gateway and manager in a folder of its own."""
+    """Its own gateway and manager in a folder of its own; `limited`: its key has limits and a budget."""
 
-    def __init__(self, bench: Bench) -> None:
-        super().__init__("hostler", "Hostler: key check, metering and request log on, engine on a Unix socket")
+    def __init__(self, bench: Bench, *, limited: bool) -> None:
+        name, more = ("hostler", "limits, a budget in tokens and money, ") if limited else ("hostler-plain", "")
+        super().__init__(name, f"Hostler: key check, {more}hygiene, metering and request log, engine on a Unix socket")
         self._bench = bench
-        self._folder = bench.folder / "hostler"
+        self._limited = limited
+        self.slow = not limited  # it is there for what limits and budgets cost, and the plain scenarios tell
+        self._folder = bench.folder / name
         self._admin = secrets.token_hex(16)
         self.port = free_port()
 
@@ -71,8 +74,8 @@ class Hostler(Target):
         ending.finish(START_SECONDS)
 
     def _new_key(self) -> str:
-        """A key with limits that are counted and never reached."""
-        body = {"name": "bench", "scopes": ["inference"], **LIMITS}
+        """A key, with limits that are counted and never reached."""
+        body = {"name": "bench", "scopes": ["inference"], **(LIMITS if self._limited else {})}
         status, made = self._call("POST", "/api/keys", body)
         if status == 400:  # noqa: PLR2004 - this gateway has no limits yet
             self.about += " (no limits)"
@@ -88,7 +91,7 @@ class Hostler(Target):
             "PYTHONPATH": str(ROOT),
             "HOSTLER_ADMIN_KEY": self._admin,
             "HOSTLER_PORT": str(self.port),
-            "HOSTLER_INSTANCE": f"bench-{os.getpid()}",
+            "HOSTLER_INSTANCE": f"bench-{os.getpid()}{'' if self._limited else '-plain'}",
             "HOSTLER_LAUNCHER": "process",
             "HOSTLER_DEVICE": "cpu",
             "HOSTLER_VLLM_COMMAND": shlex.join(engine),
@@ -130,9 +133,14 @@ class Hostler(Target):
             return 0, None
 
 
-def start(bench: Bench) -> Target:
-    """A running Hostler."""
-    target = Hostler(bench)
+def start_plain(bench: Bench) -> Target:
+    """A running Hostler whose key has no limits."""
+    return start(bench, limited=False)
+
+
+def start(bench: Bench, *, limited: bool = True) -> Target:
+    """A running Hostler with everything on."""
+    target = Hostler(bench, limited=limited)
     try:
         target.start()
     except BaseException:

@@ -22,6 +22,8 @@ class Job:
     fresh: bool = False
     """A new connection for each request."""
     prompt_bytes: int = 200
+    tools: int = 0
+    """Functions in each request that the model may call."""
     usage: bool = False
     """Streams ask for the usage event."""
     strict: bool = True

@@ -276,7 +276,8 @@ async def connect_all(tally: Tally, clients: Sequence[AnyClient]) -> list[AnyCli
 async def ask_again_and_again(job: Job, tally: Tally) -> dict[str, Any]:
     """JSON requests in a closed loop on `connections` connections, or each on a new one."""
     requests = [
-        wire.request(job.address, job.key, prompt_bytes=job.prompt_bytes, salt=n) for n in range(DISTINCT_REQUESTS)
+        wire.request(job.address, job.key, prompt_bytes=job.prompt_bytes, salt=n, tools=job.tools)
+        for n in range(DISTINCT_REQUESTS)
     ]
     clients = [Asker(tally, number, requests) for number in range(job.connections)]
     tasks = []

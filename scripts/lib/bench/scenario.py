@@ -31,6 +31,8 @@ class Scenario:
     """Of each stream; 0: as fast as they are taken."""
     fresh: bool = False
     prompt_bytes: int = 200
+    tools: int = 0
+    """Functions that the model may call, some 450 bytes each."""
     plain: bool = False
     """For slow targets too."""
     once: bool = False
@@ -68,6 +70,7 @@ class Scenario:
             rate=rate,
             fresh=self.fresh,
             prompt_bytes=self.prompt_bytes,
+            tools=self.tools,
             strict=target.strict,
             patience=PATIENCE_SECONDS,
             patience_at_end=PATIENCE_SECONDS if rate else NO_PATIENCE_SECONDS,
@@ -80,6 +83,7 @@ SCENARIOS = (
     Scenario(name="json-256", about="JSON requests on 256 kept connections: saturation", connections=256),
     Scenario(name="json-32k", about="JSON requests with prompts of 32 KiB, 32 connections", connections=32,
              prompt_bytes=32 * 1024),
+    Scenario(name="json-tools", about="JSON requests with 20 tools, 9 KB, 32 connections", connections=32, tools=20),
     Scenario(name="churn", about="JSON requests, a new connection for each, 32 at a time", connections=32, fresh=True),
     Scenario(name="streams-100", about=f"100 streams of {RATE} chunks/s", connections=100, streams=True, rate=RATE,
              plain=True),

@@ -83,6 +83,24 @@ def order(body: bytes) -> tuple[int, int]:
     return (int(found.group(1)), int(found.group(2))) if found else (0, 0)
 
 
+def _tool(number: int) -> dict[str, Any]:
+    """A function as agents have them."""
+    parameters = {
+        "type": "object",
+        "properties": {
+            "query": {"type": "string", "description": "What to look for"},
+            "limit": {"type": "integer", "description": "How many at most"},
+            "kinds": {"type": "array", "items": {"type": "string", "enum": ["file", "folder", "link"]}},
+        },
+        "required": ["query"],
+    }
+    text = "Look something up in the records of the house and say what stands there, with all that belongs to it."
+    return {
+        "type": "function",
+        "function": {"name": f"tool_{number}", "description": text, "parameters": parameters},
+    }
+
+
 def request(
     address: str,
     key: str,
@@ -92,12 +110,15 @@ def request(
     prompt_bytes: int = 200,
     salt: int = 0,
     usage: bool = False,
+    tools: int = 0,
 ) -> bytes:
     """A whole HTTP request for a chat; `salt` makes its prompt differ from others after the first words."""
     text = f"bench: {events} events at {rate}/s. You are a helpful assistant. Question {salt}: "
     text = (text + FILLER * (prompt_bytes // len(FILLER) + 1))[: max(prompt_bytes, len(text))]
     fields: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
     fields["max_tokens"] = max(events, 64)
+    if tools:
+        fields["tools"] = [_tool(number) for number in range(tools)]
     if events:
         fields["stream"] = True
     if usage:

@@ -46,7 +46,7 @@ MOST = 2**40
 Count = Annotated[int, msgspec.Meta(ge=1, le=MOST)]
 
 
-_prompt = attrgetter("instructions", "system", "messages", "prompt", "input", "tools")
+_prompt = attrgetter("instructions", "system", "messages", "prompt", "input")
 _texts = attrgetter("documents", "data_2", "items", "text_2")
 """With each of these texts something is compared,"""
 _repeated = attrgetter("query", "queries", "text_1", "data_1")
@@ -95,7 +95,7 @@ def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
 
 
 def _prompt_tokens(asked: Fields) -> int:
-    tokens = 0
+    tokens = -(-len(asked.tools) // BYTES_A_TOKEN)  # there are no media among them, and looking for some takes long
     for raw in _prompt(asked):
         if raw is not ABSENT:
             tokens += _tokens_of(raw)

@@ -76,8 +76,6 @@ class ClientConnection(asyncio.Protocol):
         """The request that is being answered."""
         self._waiting: deque[Exchange] = deque()
         self._memory = Memory()
-        self._begun = b""
-        """What is being read that began with a request, and may be that request and nothing else."""
         self._ahead = 0
         self._paused = False
         self._refusal: GatewayError | None = None
@@ -104,9 +102,9 @@ class ClientConnection(asyncio.Protocol):
             self._waiting.append(known)
             self._start_next()
         else:
-            self._begun = data
+            self._memory.begun = data
             self._take(data)
-            self._begun = b""
+            self._memory.begun = b""
 
     def _take(self, data: bytes) -> None:
         if self._phase is not BODY:
@@ -212,8 +210,7 @@ class ClientConnection(asyncio.Protocol):
         self._tail = b""
         if self._incoming is not None:
             self._incoming.take_end()
-            if self._begun:
-                self._memory.learn(self._begun, self._incoming)
+            self._memory.learn(self._incoming)
             self._incoming = None
 
     # exchanges call
@@ -259,12 +256,11 @@ class ClientConnection(asyncio.Protocol):
         while data:
             try:
                 self._parser.feed_data(data)
+                data = b""
             except httptools.HttpParserUpgrade as upgrade:
                 data = self._not_upgraded(data[upgrade.args[0] :])
             except httptools.HttpParserError as problem:
                 self._refuse(BadRequest(f"This is not an HTTP/1.1 request: {problem}"))
-                return
-            else:
                 return
 
     def _not_upgraded(self, rest: bytes) -> bytes:

@@ -36,9 +36,11 @@ class Head(NamedTuple):
 class Memory:
     """The last head of one connection."""
 
-    __slots__ = ("_head", "_tries")
+    __slots__ = ("_head", "_tries", "begun")
 
     def __init__(self) -> None:
+        self.begun = b""
+        """What is being read that began with a request, and may be that request and nothing else."""
         self._head: Head | None = None
         self._tries = TRIES
 
@@ -62,11 +64,11 @@ class Memory:
         self._tries = TRIES
         return exchange
 
-    def learn(self, data: bytes, exchange: Exchange) -> None:
-        """Keep the head of the request that these bytes are, whole and alone, unless it is a rare one."""
-        if self._tries:
+    def learn(self, exchange: Exchange) -> None:
+        """Keep the head of a request that has come whole and alone, unless it is a rare one."""
+        if self.begun and self._tries:
             self._tries -= 1
-            self._head = head_of(data, exchange) if self._tries else None
+            self._head = head_of(self.begun, exchange) if self._tries else None
 
 
 def head_of(data: bytes, exchange: Exchange) -> Head | None:

@@ -216,11 +216,12 @@ class Hygiene:
         text = bytes(value)
         if name == "guided_regex":
             self._pattern(name, problem_of(str(built(text))))
-        if name == "tools" and (b"server_url" in text or b"\\u" in text):
+        escaped = b"\\" in text and b"\\u" in text  # most have no backslash at all, which is seen in no time
+        if name == "tools" and (escaped or b"server_url" in text):
             self._content(name, value, allowed)
         if name in {"structured_outputs", "response_format"} or text[:1] == b'"':
             self._structures(name, built(text), allowed)
-        elif b"attern" in text or b"\\u" in text:
+        elif escaped or b"attern" in text:
             self._pattern(name, problem_in(built(text)))
 
     def _structures(self, name: str, value: Any, allowed: frozenset[Allowable]) -> None:

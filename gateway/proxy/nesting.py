@@ -52,12 +52,16 @@ def _is_deep(body: bytes, limit: int) -> bool:
         value, depth = pending.pop()
         if depth > limit:
             return True
-        text = bytes(value)
-        if len(opening_brackets(text)) <= limit - depth + 1:
-            continue
-        is_object = text[0] == OBJECT
+        is_object = memoryview(value)[0] == OBJECT
         inner = decoded(open_object, value).values() if is_object else decoded(open_array, value)
-        pending += [(one, depth + 1) for one in inner if memoryview(one)[0] in (OBJECT, ARRAY)]
+        room = limit - depth  # for brackets in each other in what is one level deeper; each takes two bytes
+        pending += [
+            (one, depth + 1)
+            for one in inner
+            if len(one) > 2 * room
+            and memoryview(one)[0] in (OBJECT, ARRAY)
+            and len(opening_brackets(bytes(one))) > room
+        ]
     return False
 
 

@@ -1,6 +1,7 @@
 """The ASGI application: the life of the gateway, and everything but inference, which the server hands to its entry."""
 
 import contextlib
+import gc
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
@@ -68,6 +69,9 @@ class Application:
             tls=self._certificate is not None,
             sqlite=sqlite3.sqlite_version,
         )
+        # what is there now stays: a full collection would go through all of it, and hold up every request meanwhile
+        gc.collect()
+        gc.freeze()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await stack.aclose()

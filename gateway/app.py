@@ -41,7 +41,7 @@ from gateway.endpoints.store import EndpointStore
 from gateway.endpoints.types import EndpointSpec
 from gateway.errors import Conflict
 from gateway.events import Events
-from gateway.http import HANDLERS, name_all_methods
+from gateway.http import HANDLERS, LARGEST_BODY_MIB, name_all_methods
 from gateway.learned import Learned
 from gateway.load_times import LoadTimes
 from gateway.logs import RequestLog
@@ -366,7 +366,7 @@ def litestar(gateway: Gateway) -> Litestar:
         state=State({"keyring": gateway.keyring, "sign_ins": gateway.sign_ins}),
         openapi_config=None,
         logging_config=None,
-        request_max_body_size=4 * MIB,
+        request_max_body_size=LARGEST_BODY_MIB * MIB,
     )
 
 

@@ -33,6 +33,8 @@ from gateway.types import Scope
 log = structlog.get_logger(__name__)
 
 DATABASE_RETRY_SECONDS = 5.0
+LARGEST_BODY_MIB = 4
+"""Of requests that manage; those for inference have their own limit."""
 
 Body = TypeVar("Body")
 
@@ -123,7 +125,7 @@ def on_http_error(request: Request[Any, Any, Any], error: HTTPException) -> Resp
     kinds: dict[int, GatewayError] = {
         404: NotFound(f"There is no route {method} {path}: see docs/api.md for those there are"),
         405: MethodNotAllowed.but(allowed, method, path),
-        413: BodyTooLarge("The body is larger than HOSTLER_MAX_BODY_MIB allows"),
+        413: BodyTooLarge(f"The body is larger than the {LARGEST_BODY_MIB} MiB that this route takes"),
     }
     known = kinds.get(error.status_code)
     if known is None and error.status_code < 500:  # noqa: PLR2004 - whatever else Litestar refuses is the caller's doing

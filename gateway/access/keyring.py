@@ -16,6 +16,8 @@ from gateway.errors import BadRequest, Forbidden, NotFound, TokenUnverified, Una
 from gateway.types import PERSON, Principal, Scope
 
 ADMIN_ID = "admin"
+LATEST = 10_000_000_000
+"""Unix seconds; what is larger is meant as milliseconds, and would hardly ever expire."""
 
 
 class Tokens(Protocol):
@@ -246,6 +248,10 @@ class Keyring:
         if not spec.scopes:
             raise BadRequest("scopes is empty: such a key could do nothing", param="scopes")
         is_new = before is None or spec.expires_at != before.expires_at
+        if is_new and spec.expires_at is not None and spec.expires_at > LATEST:
+            raise BadRequest(
+                "expires_at lies beyond the year 2286: give Unix seconds, not milliseconds, or null", param="expires_at"
+            )
         if is_new and spec.expires_at is not None and spec.expires_at <= self._clock():
             raise BadRequest(
                 "expires_at lies in the past: give Unix seconds in the future, or null", param="expires_at"

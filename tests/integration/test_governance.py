@@ -228,6 +228,12 @@ def test_a_restart_begins_no_new_minute_and_forgets_no_use_of_a_key(stack: Stack
             assert statuses == [200, 429]
 
 
+def test_a_request_of_management_that_is_too_large_is_told_the_limit_of_its_route(stack: Stack) -> None:
+    answer = stack.client.post("/api/keys", content=b'{"name": "' + b"x" * (5 << 20) + b'"}')
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
+    assert "4 MiB" in answer.json()["error"]["message"]
+
+
 # captures
 
 

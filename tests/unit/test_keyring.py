@@ -159,7 +159,15 @@ async def test_a_change_is_felt_by_the_next_request_and_kept(
 
 @pytest.mark.parametrize(
     "patch",
-    [{"scopes": []}, {"expires_at": 999.0}, {"name": ""}, {"id": "x"}, {"digest": ""}, {"priority": "urgent"}],
+    [
+        {"scopes": []},
+        {"expires_at": 999.0},
+        {"expires_at": 1_795_473_846_377},
+        {"name": ""},
+        {"id": "x"},
+        {"digest": ""},
+        {"priority": "urgent"},
+    ],
     ids=str,
 )
 async def test_a_change_that_does_not_fit_changes_nothing(keyring: Keyring, patch: dict[str, object]) -> None:

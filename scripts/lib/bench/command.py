@@ -16,7 +16,7 @@ from lib.bench.session import Session
 from lib.console import Problem, answer, say, step
 
 OWN = {"hostler": hostler.start, "hostler-plain": hostler.start_plain, "nginx": nginx.start}
-STARTERS = OWN | peers.STARTERS
+STARTERS = OWN | {"hostler-tls": hostler.start_secure} | peers.STARTERS
 PROFILE_SECONDS = 4.0
 
 

@@ -4,8 +4,12 @@ import json
 import os
 import secrets
 import shlex
+import shutil
+import ssl
+import subprocess
 import urllib.error
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 from lib.bench import wire
@@ -16,6 +20,8 @@ from lib.console import ROOT, Problem
 START_SECONDS = 30
 CALL_SECONDS = 10
 PER_WORKER = 2048
+CERTIFICATE, KEY = "certificate.pem", "key.pem"
+TRUSTING = ssl._create_unverified_context()  # noqa: S323, SLF001 - the certificate was made a moment ago
 MANY = 1_000_000_000
 LIMITS = {
     "limits": {"requests_per_minute": MANY, "tokens_per_minute": MANY, "concurrency": PER_WORKER},
@@ -27,9 +33,12 @@ PRICE = {"input": 1, "cached_input": 0.5, "output": 2}
 class Hostler(Target):
     """Its own gateway and manager in a folder of its own; `limited`: its key has limits and a budget."""
 
-    def __init__(self, bench: Bench, *, limited: bool) -> None:
+    def __init__(self, bench: Bench, *, limited: bool, tls: bool = False) -> None:
         name, more = ("hostler", "limits, a budget in tokens and money, ") if limited else ("hostler-plain", "")
+        if tls:
+            name, more = "hostler-tls", more + "TLS with an EC key, "
         super().__init__(name, f"Hostler: key check, {more}hygiene, metering and request log, engine on a Unix socket")
+        self.tls = tls
         self._bench = bench
         self._limited = limited
         self.slow = not limited  # it is there for what limits and budgets cost, and the plain scenarios tell
@@ -42,6 +51,8 @@ class Hostler(Target):
         model = self._folder / "models" / "local" / wire.MODEL
         model.mkdir(parents=True)
         (model / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}\n')
+        if self.tls:
+            make_certificate(self._folder)
         bench = self._bench
         self._launch("worker_manager", bench.engine_core)  # its engines inherit the core
         self._launch("gateway", bench.gateway_core)
@@ -91,14 +102,19 @@ class Hostler(Target):
             "PYTHONPATH": str(ROOT),
             "HOSTLER_ADMIN_KEY": self._admin,
             "HOSTLER_PORT": str(self.port),
-            "HOSTLER_INSTANCE": f"bench-{os.getpid()}{'' if self._limited else '-plain'}",
+            "HOSTLER_INSTANCE": f"{self.name}-{os.getpid()}",
             "HOSTLER_LAUNCHER": "process",
             "HOSTLER_DEVICE": "cpu",
             "HOSTLER_VLLM_COMMAND": shlex.join(engine),
             "HOSTLER_ENGINE_ENV": f"PYTHONPATH={shlex.quote(str(ROOT / 'scripts'))}",
         }
         env |= {f"HOSTLER_{name}": str(self._folder / name.lower()) for name in ("DATA", "RUN", "MODELS", "CACHE")}
-        name = "-".join(("hostler", module, *words))
+        if self.tls:
+            env |= {
+                "HOSTLER_TLS_CERTIFICATE": str(self._folder / CERTIFICATE),
+                "HOSTLER_TLS_KEY": str(self._folder / KEY),
+            }
+        name = "-".join((self.name, module, *words))
         command = [str(self._bench.python), "-m", module, *words]
         child = Child(name, command, core=core, log=self._folder / f"{name}.log", env=env)
         if not words:
@@ -122,8 +138,10 @@ class Hostler(Target):
         """Status and decoded body; status 0 where nobody answers."""
         data = json.dumps(body).encode() if body is not None else None
         headers = {"Authorization": f"Bearer {self._admin}", "Content-Type": "application/json"}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        address = f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+        request = urllib.request.Request(f"{address}{path}", data, headers, method=method)  # noqa: S310 - our own
+        handlers = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=TRUSTING))
+        opener = urllib.request.build_opener(*handlers)
         try:
             with opener.open(request, timeout=CALL_SECONDS) as answer:
                 return answer.status, json.loads(answer.read() or b"null")
@@ -133,14 +151,30 @@ class Hostler(Target):
             return 0, None
 
 
+def make_certificate(folder: Path) -> None:
+    """A certificate for this run. Raises Problem where there is no openssl."""
+    if not shutil.which("openssl"):
+        raise Problem("openssl is not installed, which makes the certificate")
+    words = ["req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=bench"]
+    words += ["-days", "2", "-keyout", str(folder / KEY), "-out", str(folder / CERTIFICATE)]
+    done = subprocess.run(["openssl", *words], capture_output=True, text=True, timeout=CALL_SECONDS, check=False)
+    if done.returncode:
+        raise Problem(f"openssl made no certificate: {done.stderr.strip()[-300:]}")
+
+
+def start_secure(bench: Bench) -> Target:
+    """A running Hostler with everything on, that speaks TLS."""
+    return start(bench, tls=True)
+
+
 def start_plain(bench: Bench) -> Target:
     """A running Hostler whose key has no limits."""
     return start(bench, limited=False)
 
 
-def start(bench: Bench, *, limited: bool = True) -> Target:
+def start(bench: Bench, *, limited: bool = True, tls: bool = False) -> Target:
     """A running Hostler with everything on."""
-    target = Hostler(bench, limited=limited)
+    target = Hostler(bench, limited=limited, tls=tls)
     try:
         target.start()
     except BaseException:

@@ -24,6 +24,8 @@ class Job:
     prompt_bytes: int = 200
     tools: int = 0
     """Functions in each request that the model may call."""
+    tls: bool = False
+    """Through TLS; whose certificate it is, is not asked."""
     usage: bool = False
     """Streams ask for the usage event."""
     strict: bool = True

@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import resource
+import ssl
 import sys
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ OPENING = 50
 SAMPLED = 8
 """Of so many streams one has the delay of its chunks taken."""
 DISTINCT_REQUESTS = 64
+TRUSTING = ssl._create_unverified_context()  # noqa: S323, SLF001 - the certificate of the target was made a moment ago
 
 
 class Clocks:
@@ -253,10 +255,10 @@ class Listener(Client):
 
 async def connect(tally: Tally, client: Client) -> bool:
     """Connect within the job's patience; a failure is counted."""
-    job = tally.job
+    job, loop = tally.job, asyncio.get_running_loop()
     try:
         async with asyncio.timeout(job.patience):
-            await asyncio.get_running_loop().create_connection(lambda: client, job.host, job.port)
+            await loop.create_connection(lambda: client, job.host, job.port, ssl=TRUSTING if job.tls else None)
     except (OSError, TimeoutError) as error:
         tally.errors[f"connecting: {type(error).__name__}"] += 1
         return False

@@ -72,6 +72,7 @@ class Scenario:
             prompt_bytes=self.prompt_bytes,
             tools=self.tools,
             strict=target.strict,
+            tls=target.tls,
             patience=PATIENCE_SECONDS,
             patience_at_end=PATIENCE_SECONDS if rate else NO_PATIENCE_SECONDS,
             watch=watch,

@@ -38,6 +38,8 @@ class Target:
     start_seconds = 0.005
     """What the beginning of one stream takes at most, while the streams before it already run."""
     key = "bench"
+    tls = False
+    """It is reached through TLS."""
 
     def __init__(self, name: str, about: str) -> None:
         self.name = name

@@ -14,6 +14,7 @@ from worker_manager import host, logs, routes
 from worker_manager.connections import config_of
 from worker_manager.contract import Gpu, HostFacts
 from worker_manager.deadlines import Limits
+from worker_manager.disk_watch import DiskWatch
 from worker_manager.downloads import Downloads
 from worker_manager.engines.canary import Rhythm
 from worker_manager.gpus import GpuInventory, attribute
@@ -89,6 +90,7 @@ class Manager:
             on_units=self._listed,
             on_change=self._changed,
         )
+        self.disk_watch = DiskWatch(self.supervisor.running, self.launcher.writable, self.supervisor.end, self.refusals)
         self.prefetch = Prefetch(
             self.launcher,
             models=settings.models,
@@ -130,6 +132,7 @@ class Manager:
             asyncio.create_task(self.supervisor.run(), name="supervisor"),
             asyncio.create_task(self.downloads.run(), name="downloads"),
             asyncio.create_task(self._watch_images(), name="images"),
+            asyncio.create_task(self.disk_watch.run(), name="disk"),
         ]
         try:
             yield

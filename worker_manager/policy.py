@@ -3,7 +3,7 @@
 Nothing a caller sends reaches Docker but through this module. Whatever the spec says, the container has no network, no
 capability, no way to new privileges, a read-only file system, a user that is not root, limits on memory and processes,
 and sees only its model's folder (read-only), its own socket folder with copies of its LoRA adapters (those read-only),
-and its image's compile cache.
+and its own compile cache.
 """
 
 import hashlib
@@ -110,10 +110,18 @@ def image_of(spec: WorkerSpec, images: tuple[str, ...]) -> str:
     return image
 
 
-def cache_folder(image: str) -> str:
-    """The name of an image's compile-cache folder; different images never share one."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", image)[-48:].strip("-.")
-    return f"{readable}-{hashlib.sha256(image.encode()).hexdigest()[:8]}"
+def cache_folder(image: str, model: str) -> str:
+    """The compile-cache folder of one image and one model, whatever its revision, below the folder of caches.
+
+    An engine runs what it finds there. So what one model's engine has put there is never run by another's.
+    """
+    source = "/".join(model.split("/")[:3]) if model.startswith("hub/") else model
+    return f"{_folder_of(image)}/{_folder_of(source)}"
+
+
+def _folder_of(name: str) -> str:
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", name)[-48:].strip("-.")
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def check_spec(spec: WorkerSpec, gpu_totals_mib: Mapping[str, int], device: str) -> WorkerSpec:
@@ -236,7 +244,7 @@ def container_body(
     mounts = [
         bind_mount(f"{context.models_on_host}/{model}", inside, read_only=True),
         bind_mount(f"{context.engines_on_host}/{spec.id}", SOCKETS_IN_ENGINE, read_only=False),
-        bind_mount(f"{context.cache_on_host}/{cache_folder(image)}", CACHE_IN_ENGINE, read_only=False),
+        bind_mount(f"{context.cache_on_host}/{cache_folder(image, spec.model)}", CACHE_IN_ENGINE, read_only=False),
     ]
     if spec.lora is not None:
         adapters = f"{context.engines_on_host}/{spec.id}/{ADAPTERS_FOLDER}"

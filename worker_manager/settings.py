@@ -19,6 +19,7 @@ HUB_NAMES = {"hf_token": "HF_TOKEN", "hf_endpoint": "HF_ENDPOINT"}
 ENV_NAME_PATTERN = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 POSITIVE = (
     "engine_pids",
+    "engine_cache_gib",
     "load_seconds",
     "sleep_seconds",
     "wake_seconds",
@@ -64,6 +65,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Size of `/dev/shm` of an engine with GPUs; one without gets at most 1."""
     engine_pids: int = 4096
     """Most processes and threads of one engine's container."""
+    engine_cache_gib: float = 32
+    """Largest compile cache of one image and model; an engine that writes more is ended, and its cache dropped."""
     engine_cpus: float = 0
     """Most CPUs one engine's container may use; 0: all."""
     cpu_kv_cache_gib: float = 1

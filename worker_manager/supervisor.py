@@ -136,6 +136,17 @@ class Supervisor:
         self._on_change()
         self.wake()
 
+    def running(self) -> tuple[WorkerSpec, ...]:
+        """What all workers are whose engines run."""
+        return tuple(known.spec for known in self._tracked.values() if known.state in life.ALIVE)
+
+    def end(self, worker: str, failure: Failure) -> None:
+        """Replace a worker's engine, for this reason."""
+        known = self._tracked.get(worker)
+        if known is not None and known.state in life.ALIVE:
+            self._set(worker, life.condemned(known, failure))
+            self.wake()
+
     async def settled(self) -> None:
         """Returns once the first look is done and every adopted worker was probed once; bounded in time."""
         try:

@@ -85,10 +85,16 @@ def test_an_image_off_the_list_is_refused() -> None:
     assert "allow-list" in refusal(spec(image="evil/miner:latest")).message
 
 
-def test_images_never_share_a_compile_cache() -> None:
-    folders = {policy.cache_folder(name) for name in ("a/b:1", "a-b:1", "a/b-1", "a.b:1")}
-    assert len(folders) == 4
-    assert not any("/" in folder for folder in folders)
+def test_neither_images_nor_models_share_a_compile_cache_and_revisions_do() -> None:
+    images, models = (
+        ("a/b:1", "a-b:1", "a/b-1", "a.b:1"),
+        ("local/a.b", "local/a-b", "hub/a/b/abcdef0", "hub/a/c/abcdef0"),
+    )
+    folders = {policy.cache_folder(image, model) for image in images for model in models}
+    assert len(folders) == 16
+    assert {folder.count("/") for folder in folders} == {1}
+    assert not any(part in ("", ".", "..") for folder in folders for part in folder.split("/"))
+    assert policy.cache_folder("a", "hub/a/b/abcdef0") == policy.cache_folder("a", "hub/a/b/1234567")
 
 
 @pytest.mark.parametrize("resolved", ["../outside", "/etc", "a/../../b", "."])

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from worker_manager.contract import DownloadSpec, WorkerSpec
+from worker_manager.disk_use import Writable
 
 
 class LauncherError(Exception):
@@ -103,6 +104,10 @@ class Launcher(Protocol):
 
     def adapters_inside(self, worker: str) -> str:
         """The folder of a worker's LoRA adapters as its engine sees it; here it is `<engines>/<worker>/adapters`."""
+        ...
+
+    def writable(self, spec: WorkerSpec) -> tuple[Writable, ...]:
+        """The folders on the machine's disk that a worker's engine may write to, where they can be bounded."""
         ...
 
     async def start_download(self, job_id: str, spec: DownloadSpec) -> None:

@@ -9,7 +9,6 @@ that a daemon that hangs costs an error and not the loop.
 import asyncio
 import contextlib
 import os
-import shutil
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,8 @@ from docker.errors import APIError, DockerException, ImageNotFound
 
 from worker_manager import policy, reader_policy
 from worker_manager.contract import ADAPTERS_FOLDER, DownloadSpec, WorkerSpec
+from worker_manager.disk_use import Writable, trouble
+from worker_manager.jobs import sweep
 from worker_manager.launchers import docker_containers, host_paths, model_folder
 from worker_manager.launchers.base import (
     ImageMissingError,
@@ -35,6 +36,7 @@ from worker_manager.launchers.base import (
 from worker_manager.launchers.docker_client import connect
 from worker_manager.launchers.docker_events import Feed
 from worker_manager.settings import Settings
+from worker_manager.sweeper_policy import sweeper_body
 
 PING_SECONDS = 3
 QUICK_SECONDS = 10
@@ -45,6 +47,8 @@ MARGIN_SECONDS = 2.0
 """Our own limit comes this much after the SDK's, and holds where the SDK's does not."""
 THREADS = 16
 SERVER_ERROR = 500
+SOCKETS_BYTES_MAX = 16 * policy.MIB
+"""Of a folder in which an engine makes one socket."""
 
 T = TypeVar("T")
 logger = structlog.get_logger()
@@ -116,9 +120,26 @@ class DockerLauncher:
         body = policy.container_body(
             spec, context, resolved_model=resolved, generation=generation, entrypoint=entrypoint, length=length
         )
-        await asyncio.to_thread(self._make_folders, spec, image, place)
+        await self._make_folders(spec, image, place)
         name = policy.container_name(self._settings.instance, spec.id)
         await self._call(SLOW_SECONDS, lambda client: self._containers.create_and_start(client, name, body))
+
+    def writable(self, spec: WorkerSpec) -> tuple[Writable, ...]:
+        """Its socket folder, but for the adapters in it, and its compile cache."""
+        cache = policy.cache_folder(spec.image or self._settings.allowed_images[0], spec.model)
+        return (
+            Writable(
+                folder=self._settings.engines / spec.id,
+                bytes_max=SOCKETS_BYTES_MAX,
+                name="its socket folder",
+                but=ADAPTERS_FOLDER,
+            ),
+            self._cache(cache),
+        )
+
+    def _cache(self, folder: str) -> Writable:
+        size = int(self._settings.engine_cache_gib * policy.GIB)
+        return Writable(folder=self._settings.cache / folder, bytes_max=size, name="its compile cache")
 
     def adapters_inside(self, worker: str) -> str:  # noqa: ARG002 - each container sees its own at the same place
         """Where `policy` mounts it."""
@@ -173,7 +194,21 @@ class DockerLauncher:
     async def remove(self, unit_id: str) -> None:
         """Remove container and socket folder; returns when the name is free again. Raises `LauncherError`."""
         await self._call(SLOW_SECONDS, lambda client: self._containers.remove(client, unit_id))
-        await asyncio.to_thread(shutil.rmtree, self._settings.engines / unit_id, ignore_errors=True)
+        place = await self._where()
+        folder = self._settings.engines / unit_id
+        await self._clear(folder, f"{place.engines}/{unit_id}", place)
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+    async def _clear(self, folder: Path, on_host: str, place: Place) -> None:
+        """Empty a folder; what an engine has locked is deleted as its own user. Raises `LauncherError`."""
+        if await asyncio.to_thread(sweep.empty, folder):
+            return
+        if place.image is not None:
+            body = sweeper_body(on_host, place.image, f"{place.uid}:{place.gid}")
+            await self._call(SLOW_SECONDS, lambda client: docker_containers.run_to_its_end(client, body))
+        if not await asyncio.to_thread(sweep.empty, folder):
+            logger.error("folder_not_emptied", folder=folder.name)
 
     async def log(self, unit_id: str, lines: int) -> tuple[str, ...]:
         """Stdout and stderr together. Raises `LauncherError`."""
@@ -291,14 +326,21 @@ class DockerLauncher:
             sleep=settings.sleep and sleep,
         )
 
-    def _make_folders(self, spec: WorkerSpec, image: str, place: Place) -> None:
-        """The worker's socket folder, empty, and the image's cache folder; both open to the engines' group."""
+    async def _make_folders(self, spec: WorkerSpec, image: str, place: Place) -> None:
+        """The worker's socket folder, empty, and its cache folder; both open to the engines' group."""
+        name = policy.cache_folder(image, spec.model)
+        cache = self._cache(name)
+        await self._clear(self._settings.engines / spec.id, f"{place.engines}/{spec.id}", place)
+        if await asyncio.to_thread(trouble, cache):
+            logger.warning("cache_dropped", worker=spec.id, cache=name)
+            await self._clear(cache.folder, f"{place.cache}/{name}", place)
+        await asyncio.to_thread(self._open_folders, spec, cache.folder, place)
+
+    def _open_folders(self, spec: WorkerSpec, cache: Path, place: Place) -> None:
         sockets = self._settings.engines / spec.id
         adapters = [sockets / ADAPTERS_FOLDER] if spec.lora is not None else []
-        cache = self._settings.cache / policy.cache_folder(image)
         try:
-            shutil.rmtree(sockets, ignore_errors=True)
-            for folder in (sockets, *adapters, cache):
+            for folder in (sockets, *adapters, cache.parent, cache):
                 folder.mkdir(parents=True, exist_ok=True)
                 _open_to_group(folder, place)
         except OSError as error:

@@ -201,7 +201,15 @@ def read_labels(labels: Mapping[str, str], *, fallback_id: str, created_at: floa
     )
 
 
-def _create(client: Any, name: str, body: dict[str, Any]) -> str:
+def run_to_its_end(client: APIClient, body: dict[str, Any]) -> None:
+    """Run a container that removes itself, and return when it has, or after a while."""
+    made = _create(client, None, body)
+    client.start(made)
+    for _ in _until_gone(client, made):
+        continue
+
+
+def _create(client: Any, name: str | None, body: dict[str, Any]) -> str:
     """The new container's id. `Any`: the SDK's stubs leave these two calls untyped."""
     return str(client.create_container_from_config(body, name)["Id"])
 

@@ -21,6 +21,7 @@ import msgspec
 
 from worker_manager import policy, reader_policy
 from worker_manager.contract import ADAPTERS_FOLDER, ENGINE_SOCKET, DownloadSpec, WorkerSpec
+from worker_manager.disk_use import Writable
 from worker_manager.engines import sleep_rules, vllm
 from worker_manager.launchers import model_folder, processes
 from worker_manager.launchers.base import ImageMissingError, LauncherError, Unit, UnitEvent, UnitKind
@@ -123,6 +124,10 @@ class ProcessLauncher:
             length=length,
         )
         await asyncio.to_thread(self._spawn, unit, command, self._engine_environment(spec, sleep=sleep))
+
+    def writable(self, spec: WorkerSpec) -> tuple[Writable, ...]:  # noqa: ARG002 - whatever it is
+        """A process of this user may write where this user may: there is nothing to bound."""
+        return ()
 
     def adapters_inside(self, worker: str) -> str:
         """As everybody sees it."""

@@ -10,6 +10,8 @@ from pathlib import Path
 import msgspec
 
 ENTRIES_MAX = 200_000
+DEPTH_MAX = 64
+"""Folders in each other."""
 BLOCK = 512
 """Bytes in which `st_blocks` counts."""
 
@@ -35,13 +37,15 @@ def trouble(place: Writable) -> str:
             for name in names:
                 used += _size(name, number)
             entries += len(names) + len(folders)
+            if path.count("/", len(str(place.folder))) > DEPTH_MAX:
+                return f"it made more than {DEPTH_MAX} folders in each other in {place.name}"
             if used > place.bytes_max or entries > ENTRIES_MAX:
                 limit = f"{place.bytes_max >> 20} MiB or {ENTRIES_MAX} files"
                 return f"it wrote more than {limit} into {place.name}"
     except FileNotFoundError:
         return ""  # it is gone, or not made yet
-    except (OSError, RecursionError):
-        return f"it closed a folder in {place.name}, or made too many in each other"
+    except OSError:
+        return f"it closed a folder in {place.name}"
     return ""
 
 

@@ -29,8 +29,8 @@ WAIT_SECONDS = 60
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ComposeStack]:
-    pids = str(PIDS)
-    with compose_stack(HOSTLER_STOP_SECONDS="5", HOSTLER_ENGINE_PIDS=pids, HOSTLER_ENGINE_MEMORY_GIB="1") as found:
+    more = {"HOSTLER_ENGINE_PIDS": str(PIDS), "HOSTLER_ENGINE_MEMORY_GIB": "1", "HOSTLER_ENGINE_CACHE_GIB": "0.125"}
+    with compose_stack(gpu=False, HOSTLER_STOP_SECONDS="5", **more) as found:
         for name in ("tiny", "other"):
             found.endpoint(name, min_workers=1)
         (found.models / "local" / "escape").symlink_to("/")
@@ -421,3 +421,70 @@ def test_an_engine_that_prints_without_end_keeps_thirty_megabytes(stack: Compose
     answered = stack.client.get(f"/api/workers/{engine_of(stack, 'tiny')}/logs")
     assert answered.status_code == 200
     assert len(answered.content) < 4 * 1024 * 1024
+
+
+HOARDS = ("fill", "hoard", "lock")
+"""Ways to use up the machine's disk, or to keep others from looking."""
+
+
+def left_by(stack: ComposeStack, *workers: str) -> set[str]:
+    """What lies in the socket folders of these workers, as the manager sees it."""
+    folders = [f"/run/hostler/engines/{worker}" for worker in workers]
+    names = "import os, sys; print(*{name for folder in sys.argv[1:] for name in os.listdir(folder)})"
+    return set(docker("exec", stack.project.container("worker_manager")["Id"], "python", "-c", names, *folders).split())
+
+
+def test_an_engine_that_fills_the_disk_is_ended_and_what_it_wrote_is_gone(stack: ComposeStack) -> None:
+    before = machine(stack)
+    for name in HOARDS:
+        stack.endpoint(name, min_workers=1)
+    for name in HOARDS:
+        stack.wait_for_state(name, "hot", WAIT_SECONDS)
+    workers = {name: engine_of(stack, name) for name in HOARDS}
+    first = {name: stack.project.engines()[worker]["Id"] for name, worker in workers.items()}
+    for name in HOARDS:
+        # it may be ended in the middle of it
+        command = ["docker", "exec", "-i", first[name], "python3", "-c", Path(prisoner.__file__).read_text()]
+        subprocess.run(command, input=json.dumps({"do": name}), capture_output=True, text=True, timeout=60, check=False)
+
+    def replaced() -> bool:
+        engines = stack.project.engines()
+        return all(worker in engines and engines[worker]["Id"] != first[name] for name, worker in workers.items())
+
+    wait_until(replaced, "all are replaced", seconds=WAIT_SECONDS, interval=0.2)
+    for name in HOARDS:
+        stack.wait_for_state(name, "hot", WAIT_SECONDS)
+        said = stack.ask(name)
+        assert said.status_code == 200, said.text
+    assert left_by(stack, *workers.values()) == {"engine.sock"}
+
+    def recorded() -> bool:
+        found = stack.client.get("/api/audit", params={"action": "worker.refused", "limit": 1000}).json()["records"]
+        return {record["target"] for record in found} >= set(HOARDS)
+
+    wait_until(recorded, "all are recorded", seconds=WAIT_SECONDS, interval=0.2)
+    for name in HOARDS:
+        stack.client.delete(f"/api/endpoints/{name}").raise_for_status()
+        for path in (stack.models / "local" / name).iterdir():
+            path.unlink()
+        (stack.models / "local" / name).rmdir()
+    assert_all_serve(stack, before)
+
+
+def test_a_link_in_the_place_of_an_engines_socket_is_followed_by_nobody(stack: ComposeStack) -> None:
+    before, counted = machine(stack), refusals(stack)
+    stack.endpoint("swapped", min_workers=1)
+    stack.wait_for_state("swapped", "hot", WAIT_SECONDS)
+    held = stack.project.engines()[engine_of(stack, "swapped")]["Id"]
+    engines = "/run/hostler/engines"
+    for target in (f"{engines}/{engine_of(stack, 'other')}/engine.sock", "/run/hostler/manager/manager.sock"):
+        assert run_in(held, prisoner, do="swap", target=target) == "swapped"
+        body = {"model": "swapped", "prompt": "x", "max_tokens": 1}
+        said = stack.client.post("/v1/completions", json=body, headers={"x-hostler-timeout": "1"})
+        assert said.status_code in {502, 503, 504}, said.text
+    assert not refusals(stack) - counted, "somebody spoke to the manager"
+    stack.client.delete("/api/endpoints/swapped").raise_for_status()
+    for path in (stack.models / "local" / "swapped").iterdir():
+        path.unlink()
+    (stack.models / "local" / "swapped").rmdir()
+    assert_all_serve(stack, before)

@@ -109,6 +109,33 @@ def fork_bomb() -> str:
     return "done"
 
 
+def hoard(folder: str, mebibytes: int) -> str:
+    """Write to the machine's disk; it may be over before the end."""
+    for number in range(mebibytes):
+        Path(folder, f"x{number}").write_bytes(os.urandom(1 << 20))
+    return "written"
+
+
+def lock() -> str:
+    """Files that nobody else may count, or delete."""
+    Path("/run/engine/a/b").mkdir(parents=True)
+    Path("/run/engine/a/b/c").write_bytes(b"x")
+    for folder in ("/run/engine/a/b", "/run/engine/a"):
+        Path(folder).chmod(0)
+    return "locked"
+
+
+def swap(target: str) -> str:
+    """Put a link in the place of the engine's socket; it is followed by those who look for the engine."""
+    own, away = Path("/run/engine/engine.sock"), Path("/run/engine/away.sock")
+    if not away.exists():
+        own.rename(away)
+    else:
+        own.unlink()
+    own.symlink_to(target)
+    return "swapped"
+
+
 def printed(lines: int) -> str:
     """Fill the disk through what Docker keeps of the engine's output."""
     with Path("/proc/1/fd/1").open("w") as out:
@@ -172,7 +199,14 @@ def main() -> None:
     if orders["do"] == "all":
         json.dump({name: outcome(attempt) for name, attempt in ATTEMPTS.items()}, sys.stdout)
     else:
-        doing: dict[str, Callable[[], object]] = {"forks": fork_bomb, "print": lambda: printed(orders["lines"])}
+        doing: dict[str, Callable[[], object]] = {
+            "forks": fork_bomb,
+            "print": lambda: printed(orders["lines"]),
+            "fill": lambda: hoard("/run/engine", 24),
+            "hoard": lambda: hoard("/cache", 160),
+            "lock": lock,
+            "swap": lambda: swap(orders["target"]),
+        }
         json.dump(outcome(doing[orders["do"]]), sys.stdout)
 
 

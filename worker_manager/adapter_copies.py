@@ -19,10 +19,16 @@ FILES = (CONFIG, WEIGHTS)
 """All that is copied: no code, nothing that could name another file."""
 CONFIG_LIMIT = 1024 * 1024
 """Bytes."""
+RESERVE_BYTES = 1024**3
+"""Disk that copies leave free: they stay as long as their engine, and any number may be asked for."""
 
 
 class AdapterCopyError(Exception):
     """The files are not there or can't be copied; the message says which and why, without telling where they lie."""
+
+
+class AdapterOutsideError(AdapterCopyError):
+    """They lie outside the models folder, behind a link or a name that climbs."""
 
 
 def folder_name(adapter: Adapter) -> str:
@@ -42,6 +48,7 @@ def place(models: Path, adapter: Adapter, target: Path) -> None:
         source = _source(models, adapter)
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
+        _require_room(source, fresh)
         for name in FILES:
             _copy(source, name, fresh / name)
         fresh.rename(wanted)
@@ -53,7 +60,7 @@ def place(models: Path, adapter: Adapter, target: Path) -> None:
 
 def _source(models: Path, adapter: Adapter) -> Path:
     if any(part in ("", ".", "..") for part in adapter.path.split("/")):
-        raise AdapterCopyError("its folder leads out of the models folder")
+        raise AdapterOutsideError("its folder leads out of the models folder")
     folder = models / adapter.path
     if not folder.is_dir():
         raise AdapterCopyError(f"its folder {adapter.path!r} does not exist below the models folder")
@@ -75,4 +82,10 @@ def _copy(folder: Path, name: str, target: Path) -> None:
 def _require_inside(models: Path, folder: Path, path: str) -> None:
     real = PurePosixPath(os.path.relpath(folder.resolve(), models.resolve()))
     if real.parts[:1] == ("..",):
-        raise AdapterCopyError(f"its folder {path!r} is a link out of the models folder")
+        raise AdapterOutsideError(f"its folder {path!r} is a link out of the models folder")
+
+
+def _require_room(source: Path, target: Path) -> None:
+    size = sum((source / name).stat().st_size for name in FILES if (source / name).is_file())
+    if shutil.disk_usage(target).free - size < RESERVE_BYTES:
+        raise AdapterCopyError(f"its {size >> 20} MiB do not fit on the disk of the engines' folder")

@@ -14,13 +14,14 @@ import structlog
 
 from worker_manager import adapter_copies
 from worker_manager import adapter_steps as steps
-from worker_manager.adapter_copies import AdapterCopyError
+from worker_manager.adapter_copies import AdapterCopyError, AdapterOutsideError
 from worker_manager.adapter_steps import Held, Load
 from worker_manager.board import Board
 from worker_manager.contract import ADAPTERS_FOLDER, ENGINE_SOCKET, Adapter, ObservedAdapter, WorkerState
 from worker_manager.engines import lora
 from worker_manager.engines.lora import LoraError
 from worker_manager.engines.readiness import open_client
+from worker_manager.refusals import Refusals
 from worker_manager.tracked import ALIVE, Tracked
 
 ASK_AGAIN_SECONDS = 2.0
@@ -35,6 +36,7 @@ class Adapters:
     def __init__(
         self,
         board: Board,
+        refusals: Refusals,
         *,
         engines: Path,
         models: Path,
@@ -46,6 +48,7 @@ class Adapters:
         self._engines = engines
         self._models = models
         self._inside = inside
+        self._refusals = refusals
         self._on_change = on_change
         self._wanted: dict[str, dict[str, Adapter]] = {}
         self._held: dict[str, dict[str, Held]] = {}
@@ -133,6 +136,8 @@ class Adapters:
                 await lora.unload(client, adapter.name)  # the last try may have succeeded after we gave it up
             await lora.load(client, adapter.name, self._folder_inside(worker, adapter))
         except (AdapterCopyError, LoraError) as error:
+            if isinstance(error, AdapterOutsideError):
+                self._refusals.note("policy", f"adapter {adapter.name}: {error}")
             held = steps.failed(adapter, before, str(error), time.time())
             logger.warning("adapter_failed", worker=worker, adapter=adapter.name, tries=held.tries, cause=str(error))
             return held

@@ -100,7 +100,7 @@ class Supervisor:
             look_again=self.wake,
         )
         self._adapters = Adapters(
-            self._board, engines=engines, models=models, inside=launcher.adapters_inside, on_change=on_change
+            self._board, refusals, engines=engines, models=models, inside=launcher.adapters_inside, on_change=on_change
         )
         self._board.listen(self._changed)
 

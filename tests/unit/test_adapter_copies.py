@@ -70,3 +70,10 @@ def test_a_copy_that_was_broken_off_is_begun_anew(models: Path, tmp_path: Path) 
     (half / "adapter_config.json").write_text("{")
     place(models, RED, tmp_path / "copies")
     assert [folder.name for folder in (tmp_path / "copies").iterdir()] == [folder_name(RED)]
+
+
+def test_copies_leave_room_on_the_disk(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker_manager.adapter_copies.RESERVE_BYTES", 1 << 60)
+    with pytest.raises(AdapterCopyError, match="do not fit on the disk"):
+        place(models, RED, tmp_path / "copies")
+    assert list((tmp_path / "copies").iterdir()) == []

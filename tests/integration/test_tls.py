@@ -180,7 +180,8 @@ async def test_streams_that_are_open_at_a_stop_end_whole_and_idle_connections_ho
         for caller in callers:
             caller.post(CHAT, chat("talker", "wait for me", stream=True))
         await asyncio.gather(*(caller.read_until(b'"content":"') for caller in callers))
-        with secure.raw():  # it reads nothing, and so says no goodbye
+        # one that reads nothing, and so says no goodbye, and one that has not begun its handshake
+        with secure.raw(), RawConnection(stack.port):
             stack.gateway.signal(signal.SIGTERM)
             stack.order("talker", Simulation(answer_tokens=TOKENS))
             for answer in await asyncio.gather(*(caller.read_to_end() for caller in callers)):

@@ -54,7 +54,7 @@ async def test_a_key_is_captured_from_when_it_is_turned_on_until_it_is_turned_of
 
 async def test_texts_are_cut_and_the_queue_is_bounded(captures: Captures) -> None:
     await captures.turn_on("k")
-    captures.take(sent(prompt=b'"' + b"x" * 5000 + b'"'))
+    captures.take(sent(prompt=b'"' + b"x " * 2500 + b'"'))
     ((_, one),) = await captures.page("k", None, 10)
     assert len(one.prompt) == 1024
     for _ in range(3):

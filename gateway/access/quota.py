@@ -93,6 +93,8 @@ class Quota:
             return 0
         prompt = estimate.prompt
         least = price.of_estimate(prompt, estimate.least - prompt)
+        if estimate.likely == estimate.least:
+            return least
         return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
 
     def admits(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> bool:

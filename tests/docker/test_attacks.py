@@ -5,6 +5,7 @@ in an engine's container as its user. Both are programs of `tests/support`.
 """
 
 import base64
+import contextlib
 import json
 import subprocess
 from collections import Counter
@@ -233,7 +234,11 @@ def answers(stack: ComposeStack) -> dict[str, tuple[int, str]]:
     found = dict(zip(ATTACKS, sent(stack, *ATTACKS.values()), strict=True))
     assert_all_serve(stack, before)
     more = refusals(stack)
-    assert more - counted == Counter(attack.kind for attack in ATTACKS.values())
+    wanted = Counter(attack.kind for attack in ATTACKS.values())
+    mine = wanted.pop("stale_generation")  # the gateway's own orders may be too late as well
+    found_more = more - counted
+    assert found_more.pop("stale_generation") >= mine
+    assert found_more == wanted
     wait_until_audited(stack, more)
     logged = stack.project.logs("worker_manager")
     for kind in {attack.kind for attack in ATTACKS.values()}:
@@ -286,29 +291,43 @@ def failures(stack: ComposeStack) -> dict[str, str]:
     return {worker: one["failure"]["message"] for worker, one in shown.items() if one["state"] == "failed"}
 
 
+@contextlib.contextmanager
+def frozen(stack: ComposeStack) -> Iterator[None]:
+    """The gateway does nothing meanwhile: it would put things right at once."""
+    assert intrude(stack, "freeze", what=True) == 1
+    try:
+        yield
+    finally:
+        assert intrude(stack, "freeze", what=False) == 1
+
+
 def test_workers_beyond_the_policy_never_become_containers(stack: ComposeStack) -> None:
     before, counted = machine(stack), refusals(stack)
-    assert intrude(stack, "freeze", what=True) == 1
+    summed = audited(stack)["policy"]
     evil = [worker(id=f"evil-{number}", **fields) for number, (fields, _) in enumerate(ESCAPES.values())]
-    order(stack, *evil)
-    found = wait_until(
-        lambda: one if len(one := failures(stack)) == len(evil) else None,
-        "all are given up",
-        seconds=WAIT_SECONDS,
-        interval=0.2,
-    )
-    assert found is not None
-    for number, (name, (_, why)) in enumerate(ESCAPES.items()):
-        assert why in found[f"evil-{number}"], name
-    assert machine(stack) == before
-    assert refusals(stack) - counted == Counter(policy=len(evil))
-    assert intrude(stack, "freeze", what=False) == 1
+
+    def all_given_up() -> dict[str, str] | None:
+        return one if len(one := failures(stack)) == len(evil) else None
+
+    with frozen(stack):
+        order(stack, *evil)
+        found = wait_until(all_given_up, "all are given up", seconds=WAIT_SECONDS, interval=0.2)
+        assert found is not None
+        for number, (name, (_, why)) in enumerate(ESCAPES.items()):
+            assert why in found[f"evil-{number}"], name
+        assert machine(stack) == before
+        assert (refusals(stack) - counted)["policy"] == len(evil)
     # the gateway finds them, and the manager under another's orders
     wait_until(lambda: not failures(stack), "the gateway's own orders hold", seconds=WAIT_SECONDS, interval=0.2)
     assert_all_serve(stack, before)
-    named = stack.client.get("/api/audit", params={"action": "worker.refused", "limit": 1000}).json()["records"]
-    told = {record["to"]["message"] for record in named}
-    assert set(found.values()) <= told
+
+    def all_recorded() -> bool:
+        """By name if the gateway still saw them, else in a sum."""
+        named = stack.client.get("/api/audit", params={"action": "worker.refused", "limit": 1000}).json()["records"]
+        messages = {record["to"]["message"] for record in named} & set(found.values())
+        return len(messages) + audited(stack)["policy"] - summed >= len(evil)
+
+    wait_until(all_recorded, "all are recorded", seconds=WAIT_SECONDS, interval=0.2)
     wait_until_audited(stack, Counter(orders=1))
 
 
@@ -317,25 +336,19 @@ def test_an_order_under_a_number_that_was_used_is_refused(stack: ComposeStack) -
     counted = refusals(stack)
     attacks = [http("PUT", "/desired", {"generation": number}, 409, "stale_generation")] * 3
     assert [status for status, _ in sent(stack, *attacks)] == [409] * 3
-    assert refusals(stack) - counted == Counter(stale_generation=3)
+    assert (refusals(stack) - counted)["stale_generation"] >= 3
 
 
 def test_a_flood_of_orders_ends_with_the_gateways_own(stack: ComposeStack) -> None:
-    before, first = machine(stack), observed(stack)["generation"]
-    kept = [one["spec"] for one in observed(stack)["workers"]]
+    before, seen, counted = machine(stack), observed(stack), audited(stack)["orders"]
+    kept = [one["spec"] for one in seen["workers"]]
     flood = [
-        http("PUT", "/desired", {"generation": first + 10 + number, "workers": kept, "soon": ["local/none"]})
-        for number in range(150)
+        http("PUT", "/desired", {"generation": seen["generation"] + number, "workers": kept, "soon": ["local/none"]})
+        for number in range(10, 160)
     ]
     assert {status for status, _ in sent(stack, *flood)} <= {200, 409}  # the gateway's own come between
-    wait_until(
-        lambda: observed(stack)["generation"] > first + 10,
-        "the gateway's own orders",
-        seconds=WAIT_SECONDS,
-        interval=0.2,
-    )
+    wait_until_audited(stack, Counter(orders=counted + 1))
     assert_all_serve(stack, before)
-    wait_until_audited(stack, Counter(orders=2))
 
 
 def test_a_crowd_of_connections_is_cut_off_and_the_manager_serves_on(stack: ComposeStack) -> None:
@@ -484,7 +497,7 @@ def test_a_link_in_the_place_of_an_engines_socket_is_followed_by_nobody(stack: C
         body = {"model": "swapped", "prompt": "x", "max_tokens": 1}
         said = stack.client.post("/v1/completions", json=body, headers={"x-hostler-timeout": "1"})
         assert said.status_code in {502, 503, 504}, said.text
-    assert not refusals(stack) - counted, "somebody spoke to the manager"
+    assert refusals(stack)["http"] == counted["http"], "somebody spoke to the manager"
     stack.client.delete("/api/endpoints/swapped").raise_for_status()
     for path in (stack.models / "local" / "swapped").iterdir():
         path.unlink()

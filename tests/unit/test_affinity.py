@@ -61,7 +61,8 @@ def test_two_prompts_share_what_they_begin_with_and_no_more(
     memory = read(Memory(), one) if Trail(one).points() else Memory()
     found = depth(other, memory)
     assert found <= common
-    shared_block = max((place for place in GRID if place <= min(common, LIMIT - CLOSING)), default=0)
+    reach = min(common, min(LIMIT, len(one), len(other)) - CLOSING)
+    shared_block = max((place for place in GRID if place <= reach), default=0)
     assert found >= min(shared_block, len(other) - CLOSING - FINEST)
 
 

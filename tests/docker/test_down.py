@@ -29,7 +29,9 @@ def test_down_stops_services_and_engines_of_its_instance_and_keeps_the_data() ->
         assert docker("ps", "--all", "--quiet", "--filter", label) == ""
         assert found.workers() == []
         volumes = docker("volume", "ls", "--quiet", "--filter", label).split()
-        assert sorted(volumes) == sorted(f"{found.instance}_{name}" for name in ("cache", "control", "data", "engines"))
+        assert sorted(volumes) == sorted(
+            f"{found.instance}_{name}" for name in ("cache", "control", "data", "engines", "tls")
+        )
         found.compose("up", "--detach", "--no-build")
         stack.wait_ready()
         assert [endpoint["name"] for endpoint in stack.client.get("/api/endpoints").json()] == ["tiny"]

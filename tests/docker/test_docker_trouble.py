@@ -161,7 +161,7 @@ def test_a_docker_engine_in_trouble_costs_no_worker_and_what_was_asked_meanwhile
     assert machine.container_id() == before
     assert machine.container_count() == 2
     record_property(f"{fault.name.lower()} for {FAULT_SECONDS} s", f"well {seconds:.1f} s later")
-    record_property(f"slowest answer while it {fault.name.lower()}", f"{slowest:.2f} s")
+    record_property(f"slowest answer meanwhile ({fault.name.lower()})", f"{slowest:.2f} s")
     if WHOLE:
         assert machine.manager is not None
         assert '"launcher_unavailable"' in machine.manager.output, "no call waited for as long as it lasted"

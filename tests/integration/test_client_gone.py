@@ -90,8 +90,9 @@ def check_aborts(watched: Watched, tell: Tell, simulation: Simulation, *, stream
             took.append(watched.abort_seconds(raw))
     assert max(took) < ABORT_SECONDS, took
     watched.settle()
-    tell("aborts", f"{len(took)} of {TIMES}")
-    tell("median and slowest", f"{milliseconds(statistics.median(took))} and {milliseconds(max(took))}")
+    how = ("after its first token" if mark else "before its first token") if stream else "without a stream"
+    times = f"median {milliseconds(statistics.median(took))}, slowest {milliseconds(max(took))}"
+    tell(f"{how}{' and silent' if simulation is SILENT_LATER else ''}", f"{len(took)} of {TIMES}, {times}")
 
 
 def test_a_client_gone_before_the_first_byte_of_its_stream_ends_its_request(

@@ -1,11 +1,13 @@
 """The real manager process on its Unix socket, with the process launcher and the engine simulator."""
 
+import itertools
 import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -224,18 +226,24 @@ def test_each_death_is_waited_out_twice_as_long_and_the_fifth_is_the_last(
     machine.start()
     machine.send(spec(model="local/crashing"))
     for count in range(1, DEATHS + 1):
-        wanted = WorkerState.FAILED if count == 5 else WorkerState.BACKOFF
+        if count == 5:
+            machine.wait_for(WorkerState.FAILED, seconds=120)
+            record_property("after death 5", "failed")
+            break
         machine.wait_for_restarts(count, seconds=120)
-        dead = machine.wait_for(wanted)
-        if wanted is WorkerState.BACKOFF:
-            assert dead.retry_at is not None
-            delay = dead.retry_at - dead.since
-            assert abs(delay / (10 * 2 ** (count - 1)) - 1) <= OFF
-            record_property(f"after death {count}", f"{delay:.0f} s")
-        else:
-            record_property(f"after death {count}", "failed")
+        dead = machine.wait_for(WorkerState.BACKOFF)
+        assert dead.retry_at is not None
+        delay = dead.retry_at - dead.since
+        assert abs(delay / (10 * 2 ** (count - 1)) - 1) <= OFF
+        record_property(f"after death {count}", f"{delay:.0f} s")
     assert machine.manager is not None
-    assert machine.manager.output.count('"worker_starts"') == DEATHS
+    told = [json.loads(line) for line in machine.manager.output.splitlines()]
+    starts = [datetime.fromisoformat(line["timestamp"]) for line in told if line["event"] == "worker_starts"]
+    assert len(starts) == DEATHS
+    gaps = [(after - before).total_seconds() for before, after in itertools.pairwise(starts)]
+    for count, gap in enumerate(gaps):
+        assert gap >= 10 * 2**count * (1 - OFF)
+        hold(gap, 10 * 2**count * (1 + OFF) + LATE_SECONDS, f"start {count + 2} after start {count + 1}")
 
 
 def test_an_engine_that_has_given_up_its_load_and_hangs_is_ended_long_before_its_deadline_with_the_cause(

@@ -44,7 +44,7 @@ from worker_manager.contract import (
     WorkerState,
 )
 
-EXAMPLES, STEPS = size(12, 220), 50
+EXAMPLES, STEPS = size(12, 260), 50
 NEVER = 1e9
 HOST_MIB = 64_000
 CARDS_OF = {"a": 1, "b": 1, "c": 2, "d": 1}

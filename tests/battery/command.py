@@ -42,24 +42,30 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def run(row: Row, *, brief: bool) -> Outcome:
     """Run one row."""
+    began = time.monotonic()
+    outcome = tested(row, brief=brief) if row.tests else Outcome(row=row.name)
+    if row.bench and not brief:
+        outcome.figures |= measured(ROOT, row, outcome)
+    outcome.seconds = round(time.monotonic() - began, 1)
+    return outcome
+
+
+def tested(row: Row, *, brief: bool) -> Outcome:
+    """Run a row's tests; what they say where they fail is shown."""
     env = {name: value for name, value in os.environ.items() if name != "HOSTLER_BATTERY"}
     env |= {} if brief else {"HOSTLER_BATTERY": "1"}
-    began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.xml"
-        words = [str(ROOT / "tests" / test) for test in row.tests]
         # in the order of the files: what a test finds of memory depends on what was before it
         options = ["-q", "-p", "no:randomly", "--timeout", str(LONGEST_SECONDS), "-o", "junit_family=xunit1"]
-        command = [sys.executable, "-m", "pytest", *options, f"--junitxml={found}", *words]
+        words = [f"--junitxml={found}", *(str(ROOT / "tests" / test) for test in row.tests)]
+        command = [sys.executable, "-m", "pytest", *options, *words]
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         outcome = read(row.name, found) if found.exists() else Outcome(row=row.name, problem="nothing was run")
     if done.returncode and not outcome.problem:
         outcome.problem = "pytest failed"
     if outcome.problem:
         print(done.stdout[-8000:], done.stderr[-2000:], file=sys.stderr)  # noqa: T201
-    if row.bench and not brief:
-        outcome.figures |= measured(ROOT, row, outcome)
-    outcome.seconds = round(time.monotonic() - began, 1)
     return outcome
 
 

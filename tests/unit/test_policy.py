@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.battery import Tell
 from tests.support.fences import Allowed, breaches
 from tests.support.hostile_specs import GPU, OTHER_IMAGE, TEXTS, hostile, hostile_folder
 from worker_manager import policy
@@ -223,12 +224,15 @@ def test_a_struct_that_nothing_has_checked_gives_a_body_that_follows_every_rule_
 SPECS = 10_000
 
 
-def test_ten_thousand_hostile_descriptions_are_refused_or_become_a_body_that_follows_every_rule() -> None:
+def test_ten_thousand_hostile_descriptions_are_refused_or_become_a_body_that_follows_every_rule(
+    record_property: Tell,
+) -> None:
     seed = random.SystemRandom().getrandbits(32)
     print(f"seed {seed}")  # noqa: T201 - pytest shows it where the test fails
     chance = random.Random(seed)  # noqa: S311 - no secret
     outcomes = Counter(outcome_of(hostile(chance), hostile_folder(chance)) for _ in range(SPECS))
     assert min(outcomes["invalid"], outcomes["refused"], outcomes["a body"]) > SPECS / 50, outcomes
+    record_property("of 10,000", ", ".join(f"{count:,} {what}" for what, count in sorted(outcomes.items())))
 
 
 def outcome_of(sent: dict[str, Any], resolved: str | None) -> str:

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from gateway.certificate import Certificate, CertificateError, validity
 from tests.support.certificates import PEM, Authority, Pair, private_pem, write
 from tests.support.processes import python_module
+from tests.support.users import without_rights
 
-NOBODY = 65534
 DAY = timedelta(days=1)
 
 
@@ -61,14 +61,10 @@ def test_what_cannot_be_used_is_refused_with_the_setting_and_what_to_do(pair: Pa
             Certificate(*files)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody who may not read the files")
 def test_files_that_the_gateway_may_not_read_are_refused_with_what_to_do(pair: Pair) -> None:
-    os.seteuid(NOBODY)
-    try:
-        with pytest.raises(CertificateError, match=r"may not be read by this user.*chmod 640"):
-            Certificate(*pair)
-    finally:
-        os.seteuid(0)
+    pair.key.chmod(0)
+    with without_rights(), pytest.raises(CertificateError, match=r"may not be read by this user.*chmod 640"):
+        Certificate(*pair)
 
 
 def test_the_gateway_ends_at_its_start_with_one_sentence(pair: Pair) -> None:

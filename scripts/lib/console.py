@@ -1,6 +1,7 @@
 """What the scripts say to the person who runs them, and the one error they end with."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -36,15 +37,19 @@ def step(title: str) -> Iterator[None]:
 
 
 def main(run: Callable[[list[str]], int]) -> None:
-    """Run a script's body; a Problem becomes its sentence and exit code 1, Ctrl-C exit code 130."""
+    """Run a script's body; a Problem becomes its sentence and exit code 1, Ctrl-C exit code 130, a closed pipe 141."""
     try:
         code = run(sys.argv[1:])
+        sys.stdout.flush()
     except Problem as problem:
         warn(str(problem))
         code = 1
     except KeyboardInterrupt:
         say()
         code = 130
+    except BrokenPipeError:  # whoever reads has enough; the rest goes nowhere, or Python would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
     sys.exit(code)
 
 

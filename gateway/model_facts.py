@@ -5,6 +5,7 @@ whoever only shows something gets what is known (`of`) and, where nothing is kno
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 
@@ -37,8 +38,8 @@ class ModelsSeen:
         self._changes = 0
 
     def forget(self) -> None:
-        """Look at all files afresh: something has changed."""
-        self._seen.clear()
+        """Look at all files afresh: something has changed. Meanwhile models that were there are as they were."""
+        self._seen = {key: (-math.inf, found) for key, (_, found) in self._seen.items() if found[0] is not None}
         self._changes += 1
 
     def of(self, spec: EndpointSpec) -> Found:
@@ -52,7 +53,10 @@ class ModelsSeen:
         return self._seen[key][1] if key in self._seen else (None, BEING_READ)
 
     async def look(self, specs: Iterable[EndpointSpec]) -> None:
-        """Look at the files of these models beside the loop, where that was not done just now."""
+        """Look at the files of these models beside the loop, where that was not done just now; others are forgotten."""
+        specs = list(specs)
+        wanted = {(spec.model, spec.revision) for spec in specs}
+        self._seen = {key: seen for key, seen in self._seen.items() if key in wanted}
         looks = [self._begin(spec) for spec in specs if not self._is_fresh((spec.model, spec.revision))]
         now = self._clock()
         waited_for = [task for task, until in looks if until > now]

@@ -81,6 +81,19 @@ async def test_what_takes_no_reading_is_told_at_once(house: House) -> None:
     assert "no folder" in why
 
 
+async def test_while_a_known_model_is_looked_at_again_after_a_change_it_is_what_it_was(house: House) -> None:
+    await house.seen.look([SPEC])
+    house.seen.forget()
+    looking = asyncio.create_task(house.seen.look([SPEC]))
+    await asyncio.sleep(0)
+    assert house.size() == 10
+    await looking
+    await house.seen.look([HUB])
+    assert house.seen.of(HUB) == (None, NOT_HERE)
+    write_model(house.root, size=20)
+    assert house.seen.of(SPEC) == (None, BEING_READ), "what no endpoint is served from is not kept"
+
+
 async def test_a_change_that_was_registered_has_read_its_files_before_it_is_checked(house: House) -> None:
     await house.registry.look(SPEC)
     assert house.size() == 10

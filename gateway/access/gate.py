@@ -28,11 +28,10 @@ SHORTEST_SECONDS = 0.001
 """Between two looks; a timer may come a moment early."""
 BEHIND_OTHERS = Refusal("Other requests wait for the same limits", 1.0, can_wait=True)
 
-REQUESTS, TOKENS = (
-    tuple(f"x-ratelimit-{word}-{what}".encode() for word in ("limit", "remaining", "reset"))
-    for what in ("requests", "tokens")
+REQUEST_LINES, TOKEN_LINES = (
+    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (what, what, what)
+    for what in (b"requests", b"tokens")
 )
-REQUEST_LINES, TOKEN_LINES = (b"%b: %%d\r\n%b: %%d\r\n%b: %%b\r\n" % names for names in (REQUESTS, TOKENS))
 State = tuple[int, int, float]
 NOT_LIMITED: State = (sys.maxsize, 0, 0.0)
 
@@ -50,12 +49,8 @@ class Ticket:
         self._quotas = quotas
         self._holds = holds
 
-    def headers(self) -> Headers:
-        """`x-ratelimit-*` as they stand now."""
-        return told(self._quotas, self._gate.now())
-
     def lines(self) -> bytes:
-        """The same as lines of an answer's head."""
+        """`x-ratelimit-*` as they stand now, as lines of an answer's head."""
         return told_in_lines(self._quotas, self._gate.now())
 
     def settle(self, tokens: int, cost: int = 0) -> None:
@@ -323,7 +318,7 @@ def states(quotas: Iterable[Quota], now: Now) -> tuple[State, State]:
 
 
 def told_in_lines(quotas: Iterable[Quota], now: Now) -> bytes:
-    """What `told` says, as lines of an answer's head."""
+    """`x-ratelimit-*` in OpenAI's words, as lines of a head: of several limits the one with the least left."""
     requests, tokens = states(quotas, now)
     lines = b""
     if requests is not NOT_LIMITED:
@@ -336,14 +331,9 @@ def told_in_lines(quotas: Iterable[Quota], now: Now) -> bytes:
 
 
 def told(quotas: Iterable[Quota], now: Now) -> Headers:
-    """`x-ratelimit-*` in OpenAI's words: of several limits the one with the least left."""
-    headers: Headers = []
-    for (limit, remaining, reset), state in zip((REQUESTS, TOKENS), states(quotas, now), strict=True):
-        if state is not NOT_LIMITED:
-            headers.append((limit, b"%d" % state[1]))
-            headers.append((remaining, b"%d" % state[0]))
-            headers.append((reset, duration(math.ceil(state[2] * 1000))))
-    return headers
+    """The same as names and values, for errors."""
+    parts = (line.partition(b": ") for line in told_in_lines(quotas, now).splitlines())
+    return [(name, value) for name, _, value in parts]
 
 
 @functools.lru_cache(maxsize=1024)

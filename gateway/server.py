@@ -14,6 +14,7 @@ from uvicorn.config import STARTUP_FAILURE
 
 from gateway.certificate import Certificate
 from gateway.http11.connection import ClientConnection, Direct
+from gateway.http11.door import Hall, MistakenConnection
 from gateway.http11.secure import SecureConnection
 from gateway.settings import Settings
 
@@ -57,17 +58,17 @@ class Server(uvicorn.Server):
             return
         await super().startup(sockets=[])  # everything but listening
         made: Any = self.config.http_protocol_class
-        connection = functools.partial(made, self.config, self.server_state, self.lifespan.state)
+        needs = (self.config, self.server_state, self.lifespan.state)
+        hall = Hall(
+            self._certificate.context,
+            functools.partial(made, *needs),
+            functools.partial(MistakenConnection, *needs),
+            handshake_seconds=self._settings.header_seconds,
+            shutdown_seconds=self._settings.client_stall_seconds,
+        )
         try:
             server = await asyncio.get_running_loop().create_server(
-                connection,
-                self.config.host,
-                self.config.port,
-                ssl=self._certificate.context,
-                backlog=self.config.backlog,
-                ssl_handshake_timeout=self._settings.header_seconds,
-                # the time for what is left of an answer as well; the wait for a goodbye is SecureConnection's
-                ssl_shutdown_timeout=self._settings.client_stall_seconds,
+                hall.door, self.config.host, self.config.port, backlog=self.config.backlog
             )
         except OSError as problem:
             log.error("the gateway cannot listen", problem=str(problem))  # noqa: TRY400 - the sentence is the cause

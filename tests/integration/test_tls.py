@@ -107,12 +107,12 @@ def test_the_answer_to_a_body_that_is_too_large_survives_a_client_that_sends_on(
     assert (answer.status, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_handshakes_and_headers_have_their_limits_and_what_is_no_handshake_ends_at_once(secure: Secure) -> None:
+def test_handshakes_and_headers_have_their_limits_and_a_broken_handshake_ends_at_once(secure: Secure) -> None:
     hello = ssl.MemoryBIO()
     client = secure.authority.trust.wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost")
     with pytest.raises(ssl.SSLWantReadError):
         client.do_handshake()
-    beginnings = (b"", hello.read()[:100], b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", b"\x16\x03\x01\x00\x05hello")
+    beginnings = (b"", hello.read()[:100], b"\x16\x03\x01\x00\x05hello")
     with contextlib.ExitStack() as stack:
         connections = [stack.enter_context(RawConnection(secure.stack.port, SECONDS)) for _ in beginnings]
         for connection, beginning in zip(connections, beginnings, strict=True):
@@ -128,6 +128,15 @@ def test_handshakes_and_headers_have_their_limits_and_what_is_no_handshake_ends_
         assert slow.answer().status == 408
         assert slow.is_closed()
     assert secure.stack.is_ready()
+
+
+def test_a_client_that_writes_http_instead_of_https_is_told_so(secure: Secure) -> None:
+    with RawConnection(secure.stack.port, SECONDS) as connection:
+        connection.post(CHAT, chat("talker"), ADMIN_KEY)
+        answer = connection.answer()
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert "The plain HTTP request was sent to HTTPS port" in answer.json()["error"]["message"]
+        assert connection.is_closed()
 
 
 def test_http_1_1_is_agreed_on_and_old_tls_is_not(secure: Secure) -> None:

@@ -11,6 +11,7 @@ import pytest
 import uvloop
 
 from gateway.certificate import Certificate
+from gateway.http11.door import Hall, MistakenConnection
 from gateway.http11.exchange import Exchange
 from gateway.http11.secure import AHEAD_BYTES, SecureConnection
 from tests.support.certificates import Authority
@@ -51,10 +52,15 @@ async def serving(folder: Path, handle: Handle, **limits: Any) -> AsyncIterator[
     served = Served(authority)
     certificate = Certificate(*authority.sign(folder))
     kind = type("Limited", (SecureConnection,), {"direct": staticmethod(lambda _path: handle), **limits})
-    config = SimpleNamespace(loaded=True, loaded_app=None)
-    server = await asyncio.get_running_loop().create_server(
-        lambda: kind(config, served, {}), "127.0.0.1", 0, ssl=certificate.context, ssl_shutdown_timeout=SECONDS
+    needs: Any = (SimpleNamespace(loaded=True, loaded_app=None), served, {})
+    hall = Hall(
+        certificate.context,
+        lambda: kind(*needs),
+        lambda: MistakenConnection(*needs),
+        handshake_seconds=SECONDS,
+        shutdown_seconds=SECONDS,
     )
+    server = await asyncio.get_running_loop().create_server(hall.door, "127.0.0.1", 0)
     served.port = server.sockets[0].getsockname()[1]
     try:
         yield served

@@ -21,7 +21,8 @@ log.info("request", header="Bearer hst_abcdefgh", path="/v1", number=1)
 log.debug("too quiet")
 logging.getLogger("uvicorn.error").warning("from the library: %s", "Bearer hst_abcdefgh")
 try:
-    raise ValueError("with hst_abcdefgh inside")
+    key = "hst_abcdefgh"  # not in the line below: Python 3.13 shows the lines of such a program too
+    raise ValueError(f"with {key} inside")
 except ValueError:
     log.exception("failed")
 """

@@ -9,6 +9,7 @@ import msgspec
 
 from gateway.errors import BadRequest
 from gateway.prices import Price
+from gateway.proxy.bulk import LARGE, outside_texts, unescaped
 from gateway.proxy.meter import BYTES_A_TOKEN
 from gateway.proxy.peek import ABSENT, Fields, Peek
 from gateway.types import Estimate
@@ -35,10 +36,11 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 SHORT_TOKENS = 16
 """Of a completion that does not say how long it may be: vLLM's default for that route."""
 STARTS = b'"{'
-TEXTS = re.compile(rb'["{]')
 FIRST = re.compile(rb'\[\s*["\[{]')
 """How a list begins whose entries are texts, lists or objects; tokens are numbers."""
 ARRAY = ord("[")
+OPENING = (b"[", b"{")
+BRACKETS = re.compile(rb"([\[{\]}])")
 MOST = 2**40
 """Whatever a request asks for, sums of it fit into the database."""
 
@@ -117,12 +119,12 @@ def _tokens_of(raw: msgspec.Raw) -> int:
     view = memoryview(raw)
     size = len(view)
     # tokens already, in one list or in several
-    if view[0] == ARRAY and view[1] not in STARTS and not TEXTS.search(view):
-        return bytes(view).count(b",") + 1
+    if view[0] == ARRAY and view[1] not in STARTS and b'"' not in (text := bytes(view)) and b"{" not in text:
+        return text.count(b",") + 1
     if size <= MEDIA_BYTES:
         return -(-size // BYTES_A_TOKEN)
     media = 0
-    for found in MEDIA.finditer(view):
+    for found in MEDIA.finditer(view if size <= LARGE else unescaped(bytes(view))):
         size -= found.end() - found.start()
         media += MEDIA_TOKENS
     return -(-size // BYTES_A_TOKEN) + media
@@ -130,7 +132,20 @@ def _tokens_of(raw: msgspec.Raw) -> int:
 
 def _how_many(raw: msgspec.Raw) -> int:
     """Texts (or lists of tokens) in a field that may hold one or a list of them."""
-    return max(1, len(_list(raw))) if FIRST.match(memoryview(raw)) else 1
+    if not FIRST.match(memoryview(raw)):
+        return 1
+    return len(_list(raw)) if len(raw) <= LARGE else _counted(bytes(raw))
+
+
+def _counted(array: bytes) -> int:
+    """The entries of a list that has some, without building any."""
+    pieces = BRACKETS.split(outside_texts(array))
+    depth = commas = 0
+    for between, bracket in zip(pieces[::2], pieces[1::2], strict=False):
+        if depth == 1:
+            commas += between.count(b",")
+        depth += 1 if bracket in OPENING else -1
+    return commas + 1
 
 
 def _number(raw: msgspec.Raw) -> int | None:

@@ -1,12 +1,12 @@
 """How deep a JSON body is, found without recursion, and without building what it holds. Pure."""
 
-import re
 from itertools import accumulate
 
 import msgspec
 
 from gateway.bodies import decoded
 from gateway.errors import BadRequest
+from gateway.proxy.bulk import outside_texts
 
 CONTAINERS = 100_000
 """Arrays and objects in one body: each costs an engine, and us, far more memory than its two bytes."""
@@ -14,7 +14,6 @@ OPENED_LIMIT = 1024 * 1024
 """Bytes of a body that is opened level by level; a larger one is counted through, which takes longer and no memory."""
 OBJECT, ARRAY = b"{["
 NOT_OPENING = bytes(set(range(256)) - set(b"[{"))
-STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 STEPS = tuple((byte in b"[{") - (byte in b"]}") for byte in range(256))
 
@@ -67,7 +66,7 @@ def _is_deep(body: bytes, limit: int) -> bool:
 
 def _counted(body: bytes) -> int:
     """The depth. Raises BadRequest for more arrays and objects than may be."""
-    brackets = STRING.sub(b"", body).translate(None, NOT_BRACKETS)
+    brackets = outside_texts(body).translate(None, NOT_BRACKETS)
     if len(brackets) > 2 * CONTAINERS:
         raise BadRequest(f"The body has more than {CONTAINERS} arrays and objects: send less in one request")
     return max(accumulate(map(STEPS.__getitem__, brackets)), default=0)

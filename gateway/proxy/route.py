@@ -21,9 +21,11 @@ from gateway.errors import (
 from gateway.logs import RequestLine, RequestLog, whereabouts
 from gateway.metrics import Metrics
 from gateway.prices import Price
+from gateway.proxy.bulk import LARGE, check_bulk
 from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
 from gateway.proxy.estimate import estimate
+from gateway.proxy.form import is_form
 from gateway.proxy.heartbeats import with_heartbeats
 from gateway.proxy.hygiene import Hygiene
 from gateway.proxy.peek import ABSENT, Peek, peek
@@ -178,6 +180,7 @@ class InferenceEntry:
         self._log = request_log
         self._record = record
         self._hygiene = hygiene
+        self._reading_large = asyncio.Lock()
         self._captured = captured
         self._capture = capture
         self._max_body_bytes = max_body_bytes
@@ -235,10 +238,12 @@ class InferenceEntry:
         if call.method != "POST":
             raise MethodNotAllowed.but("POST", call.method, call.path)
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
-        asked = self._read(call, principal)
+        large = len(call.body) > LARGE
+        asked = await self._read_large(call, principal) if large else self._read(call, principal)
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
-            await self._enter(call, quotas, estimate(call.path, asked, call.price))
+            asks = (call.path, asked, call.price)
+            await self._enter(call, quotas, await asyncio.to_thread(estimate, *asks) if large else estimate(*asks))
         call.path = ENGINE_PATHS.get(call.path, call.path)
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)
@@ -263,6 +268,13 @@ class InferenceEntry:
         if asked.model != (target.adapter or target.name):  # engines know no aliases
             call.body = with_model(call.body, kind, call.endpoint)
         return asked
+
+    async def _read_large(self, call: Call, principal: Principal) -> Peek:
+        """The same in a thread, which lets others have their turn between two steps; one such body at a time."""
+        async with self._reading_large:
+            if not is_form(call.headers.get(b"content-type", b"")):
+                await asyncio.to_thread(check_bulk, call.body)
+            return await asyncio.to_thread(self._read, call, principal)
 
     def _continue(self, call: Call, response_id: object, principal: Principal) -> None:
         """A response that continues another one is made where that one is, and for the same key."""

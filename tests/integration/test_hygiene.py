@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from gateway.proxy.bulk import LARGE, TEXTS
 from tests.support.stack import Stack, chat, running_stack
 
 URL = "http://169.254.169.254/latest/meta-data"
@@ -15,7 +16,7 @@ URL = "http://169.254.169.254/latest/meta-data"
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
     with running_stack({"HOSTLER_ALLOW": "vllm_xargs", "HOSTLER_MAX_TOKENS": "1000"}) as started:
-        started.endpoint("careful")
+        started.endpoint("careful", aliases=["also-careful"])
         started.endpoint("untouched", aliases=["also-untouched"])
         started.endpoint("trusting", allow=["chat_template"])
         yield started
@@ -76,3 +77,18 @@ def test_an_ordinary_client_notices_nothing(stack: Stack) -> None:
             client.chat.completions.create(
                 model="careful", messages=[{"role": "user", "content": "a"}], extra_body={"chat_template": "x"}
             )
+
+
+def test_a_large_body_is_read_like_any_other_and_one_of_too_many_texts_is_refused(stack: Stack) -> None:
+    made = stack.client.post("/api/keys", json={"name": "large", "limits": {"tokens_per_minute": 10_000_000}}).json()
+    headers = {"authorization": f"Bearer {made['key']}"}
+    question = chat("also-careful", stream=True) | {"metadata": {"large": "a" * LARGE}}
+    answer = stack.client.post("/v1/chat/completions", json=question, headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert answer.text.rstrip().endswith("[DONE]")
+    assert int(answer.headers["x-ratelimit-remaining-tokens"]) < 10_000_000
+    question["messages"] = [{"role": "user", "content": ["a"] * (2 * TEXTS)}]
+    answer = stack.client.post("/v1/chat/completions", json=question, headers=headers)
+    assert (answer.status_code, f"more than {TEXTS} texts" in answer.text) == (400, True)
+    answer = stack.client.post("/v1/chat/completions", json=question | {"model": "a" * LARGE, "messages": []})
+    assert answer.status_code == 404

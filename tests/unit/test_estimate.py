@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BadRequest
-from gateway.proxy.estimate import LONG_TOKENS, MEDIA_TOKENS, OUTPUT_TOKENS, SHORT_TOKENS, TEMPLATE_TOKENS, estimate
+from gateway.proxy.bulk import LARGE
+from gateway.proxy.estimate import (
+    LONG_TOKENS,
+    MEDIA_TOKENS,
+    OUTPUT_TOKENS,
+    SHORT_TOKENS,
+    TEMPLATE_TOKENS,
+    _counted,
+    estimate,
+)
 from gateway.proxy.peek import peek
 from gateway.types import Estimate
 
@@ -67,6 +76,20 @@ def test_each_prompt_of_a_list_asks_for_an_answer_and_tokens_are_counted_as_such
     # vLLM's own default, and nothing known where it is switched off
     assert of("/v1/completions", prompt=prompt).likely == tokens + how_many * SHORT_TOKENS
     assert of("/v1/completions", prompt=prompt, max_tokens=None).likely == tokens + how_many * OUTPUT_TOKENS
+
+
+LISTS = st.lists(st.text(st.sampled_from('a,"\\[{'), max_size=5) | st.lists(st.integers(0, 9), max_size=3), min_size=1)
+
+
+@given(LISTS | st.lists(st.fixed_dictionaries({"a": LISTS}), min_size=1))
+def test_the_entries_of_a_large_list_are_counted_without_building_them(entries: list[object]) -> None:
+    assert _counted(msgspec.json.format(msgspec.json.encode(entries), indent=1)) == len(entries)
+
+
+def test_a_large_list_counts_like_a_small_one() -> None:
+    texts = ["x" * 97, 'x"' * 20_000] * 40
+    small, large = (of("/v1/completions", prompt=[*texts, text], max_tokens=10) for text in ("y", "y " * LARGE))
+    assert small[0] - small[2] == large[0] - large[2] == 81 * 10
 
 
 def test_what_it_hardly_takes_more_than_is_told_beside() -> None:

@@ -11,6 +11,7 @@ from tests.support.hub_server import HubServer, Repository
 from tests.support.machine import MANAGER_SECONDS, Machine, spec
 from tests.support.processes import short_folder
 from worker_manager.contract import Download, DownloadState, FailureKind, WorkerState
+from worker_manager.downloads import RUNNING_MAX
 
 FILES = {
     "config.json": b'{"model_type": "llama", "max_position_embeddings": 2048}',
@@ -22,7 +23,8 @@ TOTAL = sum(map(len, FILES.values()))
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    with HubServer([Repository("org/tiny", FILES), Repository("org/gated", FILES, token="t")]) as server:
+    many = [Repository(f"org/{number}", FILES) for number in range(RUNNING_MAX + 1)]
+    with HubServer([Repository("org/tiny", FILES), Repository("org/gated", FILES, token="t"), *many]) as server:
         yield server
 
 
@@ -99,3 +101,18 @@ def test_a_running_download_can_be_cancelled(machine: Machine, hub: HubServer) -
     answer = machine.client.delete(f"/downloads/{job}")
     assert msgspec.json.decode(answer.content, type=Download).state is DownloadState.CANCELLED
     assert machine.wait_for_download(job, DownloadState.CANCELLED)
+
+
+def test_whoever_holds_the_socket_runs_so_many_downloads_and_no_more(machine: Machine, hub: HubServer) -> None:
+    hub.faults.hold_after_bytes = 1000
+    jobs = [start(machine, f"org/{number}") for number in range(RUNNING_MAX)]
+    refused = machine.client.post("/downloads", json={"model": f"org/{RUNNING_MAX}"})
+    assert refused.status_code == 409, refused.text
+    assert f"{RUNNING_MAX} downloads run already" in refused.text
+    assert len(machine.client.get("/downloads").json()) == RUNNING_MAX
+    assert start(machine, "org/0").id == jobs[0].id, "one that runs is no other"
+    assert machine.client.delete(f"/downloads/{jobs[0].id}").status_code == 200
+    jobs[0] = start(machine, f"org/{RUNNING_MAX}")
+    assert jobs[0].state is DownloadState.RUNNING, "there is room again"
+    for job in jobs:  # at once: stopped one after the other they take seconds
+        os.kill(machine.pid(job.id), signal.SIGKILL)

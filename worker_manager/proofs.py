@@ -12,6 +12,7 @@ import msgspec
 
 from worker_manager.contract import Residency
 from worker_manager.engines.fingerprint import Fingerprint
+from worker_manager.files import replace_file
 
 
 class Proof(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,10 +55,7 @@ class Proofs:
 
     def _write(self, worker: str, text: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o770)
-        path = self._path(worker)
-        fresh = path.with_suffix(".new")
-        fresh.write_bytes(text)
-        fresh.replace(path)
+        replace_file(self._path(worker), text)
 
     def _path(self, worker: str) -> Path:
         return self._folder / f"{worker}.json"

@@ -91,6 +91,7 @@ class Minutes:
         return found
 
     def _replace(self, text: bytes) -> None:
+        # not as the manager replaces files: waiting for the disk every two seconds would be for nothing
         new = self._path.with_suffix(".new")
         with contextlib.suppress(FileNotFoundError):
             new.unlink()

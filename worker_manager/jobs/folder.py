@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from worker_manager.files import replace_file, sync_names
 from worker_manager.jobs.failures import CancelledError, DownloadError
 from worker_manager.jobs.selection import HubFile
 
@@ -79,11 +80,12 @@ class ModelFolder:
         """Make the model visible under its commit and write the reference; what other runs left over goes away."""
         if not self._final.is_dir():
             for folder in (self._incoming, *(path for path in self._incoming.rglob("*") if path.is_dir())):
-                _sync_folder(folder)
+                sync_names(folder)
             self._incoming.replace(self._final)
         shutil.rmtree(self._incoming.parent, ignore_errors=True)
-        _write_durably(self._reference, self._commit + "\n")
-        _sync_folder(self._repository)
+        self._reference.parent.mkdir(exist_ok=True)
+        replace_file(self._reference, f"{self._commit}\n".encode())
+        sync_names(self._repository)
 
 
 def partial(path: Path) -> Path:
@@ -104,22 +106,3 @@ def _try_lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _write_durably(path: Path, text: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from worker_manager import policy, reader_policy
 from worker_manager.contract import ADAPTERS_FOLDER, ENGINE_SOCKET, DownloadSpec, WorkerSpec
 from worker_manager.disk_use import Writable
 from worker_manager.engines import sleep_rules, vllm
+from worker_manager.files import replace_file
 from worker_manager.launchers import model_folder, processes
 from worker_manager.launchers.base import ImageMissingError, LauncherError, Unit, UnitEvent, UnitKind
 from worker_manager.launchers.log_file import tail, trim
@@ -287,13 +288,7 @@ class ProcessLauncher:
         return self._logs / f"{unit_id}.log"
 
     def _write(self, unit: UnitFile) -> None:
-        path = self._units / f"{unit.id}.json"
-        fresh = path.with_suffix(".new")
-        with fresh.open("wb") as stream:
-            stream.write(msgspec.json.encode(unit))
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(path)
+        replace_file(self._units / f"{unit.id}.json", msgspec.json.encode(unit))
 
     def _read(self, unit_id: str) -> UnitFile | None:
         """None where there is no such file, or none that can be read, or one of another Hostler."""

@@ -19,6 +19,10 @@ class AdapterNews(NamedTuple):
     problems: Mapping[str, str]
     """Why no worker can have it; empty: it is still to come."""
 
+    def names(self) -> frozenset[str]:
+        """All of them."""
+        return frozenset((*self.revisions, *self.problems))
+
 
 NOTHING = AdapterNews({}, {})
 
@@ -28,9 +32,18 @@ class Adapters:
 
     def __init__(self) -> None:
         self._news: dict[str, AdapterNews] = {}
+        self._deleted: dict[str, frozenset[str]] = {}
+        """Those that each endpoint no longer has since its adapters last changed. One that was never heard of is not
+        deleted: it was added since, or nothing was planned yet."""
 
     def set(self, news: dict[str, AdapterNews]) -> None:
         """Take over the adapters of all endpoints that have any."""
+        for endpoint in self._news.keys() | news.keys() | self._deleted.keys():
+            before, now = self._news.get(endpoint, NOTHING).names(), news.get(endpoint, NOTHING).names()
+            if before != now:
+                self._deleted[endpoint] = before - now
+            elif not now:
+                self._deleted.pop(endpoint, None)
         self._news = news
 
     def holders(self, endpoint: str, adapter: str, slots: Iterable[Slot]) -> list[Slot]:
@@ -53,12 +66,12 @@ class Adapters:
         self, endpoint: str, waiters: Iterable[Waiter], slots: Iterable[Slot]
     ) -> Iterator[tuple[Waiter, GatewayError]]:
         """Those who wait for an adapter that they will not get, each with the reason."""
-        news = self._news.get(endpoint, NOTHING)
+        deleted = self._deleted.get(endpoint, frozenset())
         for waiter in waiters:
             adapter = waiter.wish.adapter
             if not adapter:
                 continue
-            if adapter not in news.revisions and adapter not in news.problems:
+            if adapter in deleted:
                 yield waiter, NoWorker(f"The adapter '{adapter}' of '{endpoint}' was deleted", retry_after=60)
             elif (error := self.refusal(endpoint, adapter, slots)) is not None:
                 yield waiter, error

@@ -826,6 +826,17 @@ async def test_an_adapter_that_no_ready_worker_could_load_is_refused_with_the_re
     assert demand.try_acquire("a") is not None
 
 
+async def test_an_adapter_that_no_plan_has_heard_of_yet_is_waited_for_and_not_taken_for_a_deleted_one() -> None:
+    demand = made()
+    async with waiting(demand, 1, wish=RED) as (task,):
+        demand.set_workers([seen("w1", adapters=(loaded("red"),))])
+        demand.set_adapters({"a": AdapterNews({"blue": "1"}, {})})
+        demand.set_workers([seen("w1", adapters=(loaded("red"),))])
+        assert not task.done()
+        demand.set_adapters(WANTED)
+        assert await granted(task) == "w1"
+
+
 async def test_an_adapter_that_can_not_be_is_refused_and_one_that_comes_is_waited_for_until_it_is_deleted() -> None:
     demand = made(seen("w1"))
     demand.set_adapters({"a": AdapterNews({}, {"red": "its rank is too high"})})

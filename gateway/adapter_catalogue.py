@@ -1,5 +1,6 @@
 """LoRA adapters of endpoints, as their workers should have them and as users want to see them."""
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
@@ -47,8 +48,9 @@ class AdapterCatalogue:
         self._facts: dict[tuple[str, str | None], tuple[float, AdapterFacts | None, str]] = {}
 
     def forget(self) -> None:
-        """Look at all files afresh: something has changed."""
-        self._facts.clear()
+        """Look at all files afresh: something has changed. Those that can't be read then are as they were."""
+        known = self._facts.items()
+        self._facts = {key: (-math.inf, found, why) for key, (_, found, why) in known if found is not None}
 
     def facts(self, source: AdapterSource) -> tuple[AdapterFacts | None, str]:
         """An adapter's files, or None and why not; None and nothing where it has to be downloaded first."""
@@ -64,8 +66,11 @@ class AdapterCatalogue:
         self._facts[key] = (self._clock(), found, why)
         return found, why
 
-    def of(self, spec: EndpointSpec, model: ModelFacts) -> tuple[tuple[Adapter, ...], dict[str, str]]:
-        """What each worker of an endpoint should have, and the others with the reason; "" where it is still to come."""
+    def of(self, spec: EndpointSpec, model: ModelFacts | None) -> tuple[tuple[Adapter, ...], dict[str, str]]:
+        """What each worker of an endpoint should have, and the others with the reason; "" where it is still to come.
+
+        `model`: None while its files can't be read; the workers that it has go on, and so do their adapters.
+        """
         adapters: list[Adapter] = []
         problems: dict[str, str] = {}
         for name, source in sorted(spec.adapters.items()):

@@ -106,6 +106,7 @@ class Catalogue:
         facts, why = self.facts(spec)
         found = sizes.of(spec, facts, host) if facts is not None else None
         unfit = sentences(found.reason, found.advice) if isinstance(found, Unfit) else ""
+        adapters, problems = self.adapters.of(spec, facts)
         base = WantedEndpoint(
             name=spec.name,
             template=None,
@@ -120,16 +121,15 @@ class Catalogue:
             sleep_after_seconds=spec.sleep_after_seconds,
             sleep_host_mib=facts.weights_mib if facts is not None else 0,
             priority=spec.priority,
+            adapters=adapters,
+            adapter_problems=problems,
         )
         if facts is None or not isinstance(found, WorkerSize):
             return base
         promise = promised_mib(spec) if found.gpus else None
-        adapters, problems = self.adapters.of(spec, facts)
         return msgspec.structs.replace(
             base,
             template=template(spec, facts, promise),
-            adapters=adapters,
-            adapter_problems=problems,
             sleep_host_mib=facts.weights_mib + (found.lora_mib or 0),
             blocked="",
             gpus=found.gpus,

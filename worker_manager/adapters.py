@@ -1,7 +1,8 @@
 """Sees to it that each engine has the LoRA adapters it should have: loads, replaces, unloads and loads them again.
 
 One task for each READY worker whose engine takes adapters. What an engine has is asked of itself whenever it becomes
-READY: after a start it is nothing, after a restart of the manager or a sleep what was loaded before.
+READY: after a start it is nothing, after a restart of the manager or a sleep what was loaded before. Until the gateway
+has spoken nobody knows what it should have, so nothing is loaded and nothing unloaded.
 """
 
 import asyncio
@@ -50,7 +51,10 @@ class Adapters:
         self._inside = inside
         self._refusals = refusals
         self._on_change = on_change
-        self._wanted: dict[str, dict[str, Adapter]] = {}
+        self._wanted: dict[str, dict[str, Adapter]] | None = None
+        """By worker and name; None until the gateway has spoken."""
+        self._found: dict[str, dict[str, str]] = {}
+        """What engines said that they have, by worker and name, while nobody knows what they should have."""
         self._held: dict[str, dict[str, Held]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
@@ -61,13 +65,21 @@ class Adapters:
     def want(self, adapters: Mapping[str, tuple[Adapter, ...]]) -> None:
         """Make these the adapters that each worker should have."""
         self._wanted = {worker: {one.name: one for one in some} for worker, some in adapters.items()}
+        for worker, has in self._found.items():
+            self._held[worker] = self._recognised(worker, has)
+        self._found = {}
         for news in self._news.values():
             news.set()
+
+    def is_unasked(self, worker: str) -> bool:
+        """Whether it serves and may have adapters that nobody here knows of yet."""
+        known = self._workers[worker]
+        return known.state is WorkerState.READY and known.spec.lora is not None and worker not in self._held
 
     def of(self, worker: str) -> tuple[ObservedAdapter, ...]:
         """The adapters of a worker and how far it has come with each."""
         known, held = self._workers[worker], self._held.get(worker, {})
-        wanted = self._wanted.get(worker)
+        wanted = self._should_have(worker)
         if not wanted or known.spec.lora is None:
             return ()
         return tuple(steps.observed(one, held.get(name), known.since) for name, one in sorted(wanted.items()))
@@ -93,17 +105,20 @@ class Adapters:
             self._tasks.pop(worker).cancel()
             self._news.pop(worker)
             self._held.pop(worker, None)
+            self._found.pop(worker, None)
 
     async def _keep(self, worker: str) -> None:
         """Until cancelled."""
         served_name, news = self._workers[worker].spec.served_names[0], self._news[worker]
         async with open_client(self._engines / worker / ENGINE_SOCKET, lora.LIST_SECONDS) as client:
-            held = self._held[worker] = self._recognised(worker, await _listed(client, served_name))
-            self._slept.discard(worker)
+            self._note(worker, await _listed(client, served_name))
             self._on_change()
             while True:
                 news.clear()
-                wanted = self._wanted.get(worker, {})
+                if worker not in self._held:
+                    await news.wait()
+                    continue
+                wanted, held = self._should_have(worker), self._held[worker]
                 step = steps.next_step(wanted, held, time.time())
                 if step is None:
                     await _wait(news, steps.next_try(wanted, held))
@@ -114,13 +129,24 @@ class Adapters:
                 elif await self._unload(worker, step.name, client):
                     del held[step.name]
 
+    def _note(self, worker: str, has: dict[str, str]) -> None:
+        """Take down what an engine has; what that means shows once it is known what it should have."""
+        if self._wanted is None:
+            self._found[worker] = has
+        else:
+            self._held[worker] = self._recognised(worker, has)
+        self._slept.discard(worker)
+
+    def _should_have(self, worker: str) -> dict[str, Adapter]:
+        return (self._wanted or {}).get(worker, {})
+
     def _recognised(self, worker: str, has: Mapping[str, str]) -> dict[str, Held]:
         """What an engine was found to have: of the wanted revision where it was loaded from its copy.
 
         What it had before it slept is loaded again: a wake is only proven with the model itself, and there are reports
         of adapters that no longer had an effect (vLLM issue 53888).
         """
-        wanted, now = self._wanted.get(worker, {}), time.time()
+        wanted, now = self._should_have(worker), time.time()
         found = dict.fromkeys(has, Held(since=now, loaded=steps.OTHER))
         for name, adapter in wanted.items():
             if worker not in self._slept and has.get(name) == self._folder_inside(worker, adapter):

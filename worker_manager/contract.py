@@ -34,9 +34,8 @@ ModelPath = Annotated[str, msgspec.Meta(pattern=MODEL_PATH_PATTERN, max_length=2
 AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]{0,127}\Z")]
 
 GPU_CONTEXT_MIB = 512
-"""What CUDA itself holds on each GPU of an engine before vLLM takes its first look at the memory. vLLM neither counts
-it nor keeps it within `--gpu-memory-utilization` (0.32: v1/worker/gpu_worker takes its first snapshot after the device
-is set), so a promise has to."""
+"""What CUDA itself holds on each GPU of an engine. vLLM neither counts it nor keeps it within its utilization (0.32:
+v1/worker/gpu_worker takes its first snapshot of the memory after the device is set), so a promise has to."""
 
 ENGINE_SOCKET = "engine.sock"
 """Name of an engine's socket inside its own folder below the engines folder: `<engines>/<worker id>/engine.sock`."""
@@ -218,8 +217,7 @@ class DesiredSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     soon: tuple[ModelPath, ...] = ()
     """Models to be started once others have made room, the most urgent first: worth reading into the page cache."""
     adapters: dict[WorkerId, Annotated[tuple[Adapter, ...], msgspec.Meta(max_length=1024)]] = {}
-    """The LoRA adapters that each of `workers` should have. They are loaded and unloaded while it runs: not a part of
-    what it is, so not of its `spec_hash`."""
+    """The LoRA adapters of each of `workers`: they come and go while it runs, so they are no part of `spec_hash`."""
 
 
 class Accepted(msgspec.Struct, frozen=True, kw_only=True):
@@ -333,6 +331,10 @@ class ObservedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """GPU memory its processes hold now, MiB on each of its cards (the most of them); None where NVML can't tell."""
     sleep: SleepFacts | None = None
     """None until it slept for the first time."""
+    made_at: float = 0.0
+    """Unix time at which its container or process was made, the same for every manager; 0: there is none."""
+    is_unasked: bool = False
+    """This manager has not asked it yet, in LOADING whether it serves, in READY what adapters it has: as before."""
     measured: MeasuredMemory | None = None
     """Once READY, where the log of its start was there to be read."""
     adapters: tuple[ObservedAdapter, ...] = ()

@@ -15,7 +15,7 @@ from worker_manager import causes
 from worker_manager import tracked as life
 from worker_manager.board import Board
 from worker_manager.contract import ENGINE_SOCKET, Failure, FailureKind, Residency, WorkerSpec, WorkerState
-from worker_manager.engines import readiness, sleep_rules
+from worker_manager.engines import found, readiness, sleep_rules
 from worker_manager.engines.canary import Canary, Rhythm, Verdict
 from worker_manager.engines.diagnosis import has_given_up
 from worker_manager.launchers.base import LauncherError, Unit
@@ -157,13 +157,16 @@ class Keeper:
                 self._look_again()
                 return
             spec = self._workers[worker].spec
-            answer = await readiness.probe(self._socket(worker), spec.served_names[0], may_sleep=bool(spec.gpus))
+            is_found = self._workers[worker].reason == life.FOUND_RUNNING
+            climb = found.probe_found if is_found else readiness.probe
+            answer = await climb(self._socket(worker), spec.served_names[0], may_sleep=bool(spec.gpus))
             unit = self._unit(worker)
             if (answer.ready or answer.asleep) and unit is not None:
                 await self._arrived(self._workers[worker], unit, answer)
                 return
-            loading = life.entered(self._workers[worker], WorkerState.LOADING, time.time(), answer.reason)
-            self._board.set(worker, loading)
+            known, now = self._workers[worker], time.time()
+            busy, loading = life.worked(known, now), life.entered(known, WorkerState.LOADING, now, answer.reason)
+            self._board.set(worker, busy if answer.busy else loading)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, PROBE_MAX_SECONDS)
 

@@ -35,8 +35,8 @@ LOG_LINES_DEFAULT = 200
 LOG_LINES_MAX = 10_000
 PATH_MAX = 100
 """Characters of a path, or of an id, that are repeated in a message."""
-HARMLESS = frozenset({"unknown_worker", "unknown_download"})
-"""Refusals that tell of nothing but two who look at different times."""
+HARMLESS = frozenset({"unknown_worker", "unknown_download", "not_listed"})
+"""Refusals that tell of nothing but two who look at different times, or too early."""
 
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
@@ -65,7 +65,7 @@ def _worker_routes(observation: Observation, supervisor: Supervisor) -> list[HTT
     @get("/observed")
     async def observed(request: AnyRequest) -> Response[bytes]:
         """The observed set, at once or after its next change."""
-        await supervisor.settled()
+        await _first_look(supervisor)
         wait = _number(request, "wait", 0.0, WAIT_MAX_SECONDS)
         after = int(_number(request, "after", -1, float("inf")))
         return _json(await observation.after(after, wait))
@@ -99,6 +99,13 @@ def _worker_routes(observation: Observation, supervisor: Supervisor) -> list[HTT
         return _json(LogTail(worker=worker, lines=found))
 
     return [livez, observed, desired, log]
+
+
+async def _first_look(supervisor: Supervisor) -> None:
+    """Until it is known what runs here. Raises `RefusedError` where that takes too long."""
+    if problem := await supervisor.first_look.taken():
+        message = f"what runs on this machine is not known yet: {problem}"
+        raise RefusedError(503, Refusal(kind="not_listed", message=message, hint="it is asked again each second"))
 
 
 def _download_routes(downloads: Downloads) -> list[HTTPRouteHandler]:

@@ -20,6 +20,7 @@ from worker_manager.adapters import Adapters
 from worker_manager.board import Board
 from worker_manager.contract import DesiredSet, Failure, Gpu, ObservedWorker, WorkerSpec, WorkerState
 from worker_manager.engines.canary import Rhythm
+from worker_manager.first_look import FirstLook
 from worker_manager.keeper import Keeper
 from worker_manager.launchers.base import Launcher, LauncherError, LauncherUnavailableError, Unit, UnitKind, in_time
 from worker_manager.measuring import Measurements
@@ -33,7 +34,6 @@ GPU_PASS_SECONDS = 2.0
 """Between two looks where there are GPUs: what other programs take of them tells nobody by itself."""
 WAITING_PASS_SECONDS = 1.0
 RETRY_SECONDS = 1.0
-SETTLE_SECONDS = 5.0
 USELESS_STOP_SECONDS = 3.0
 """For an engine that has no request to finish: vLLM does not listen to TERM while it loads."""
 LOG_LINES = 1000
@@ -83,11 +83,10 @@ class Supervisor:
         self._measurements = Measurements(launcher)
         self._lengths: Mapping[str, int] = {}
         self._wake = asyncio.Event()
-        self._settled = asyncio.Event()
         self._failing = False
-        self._listed = False
         self._board = Board()
         self._tracked, self._set = self._board.workers, self._board.set
+        self.first_look = FirstLook(self._tracked)
         self._keeper = Keeper(
             self._board,
             engines=engines,
@@ -147,14 +146,6 @@ class Supervisor:
             self._set(worker, life.condemned(known, failure))
             self.wake()
 
-    async def settled(self) -> None:
-        """Returns once the first look is done and every adopted worker was probed once; bounded in time."""
-        try:
-            async with asyncio.timeout(SETTLE_SECONDS):
-                await self._settled.wait()
-        except TimeoutError:
-            self._settled.set()  # who asks next shall not wait again
-
     def observed(self) -> tuple[ObservedWorker, ...]:
         """Every worker that exists or should."""
         held = {worker: room.held(self.gpus, worker) for worker in self._tracked}
@@ -163,7 +154,8 @@ class Supervisor:
                 known,
                 max(held[worker].values(), default=None),
                 self._measurements.of(worker),
-                self._adapters.of(worker),
+                None if self._adapters.is_unasked(worker) else self._adapters.of(worker),
+                self._units[worker].created_at if worker in self._units else 0.0,
             )
             for worker, known in sorted(self._tracked.items())
         )
@@ -219,6 +211,7 @@ class Supervisor:
             if not self._failing:
                 logger.warning("launcher_unavailable", cause=str(error))
             self._failing = True
+            self.first_look.failed(str(error))
         except Exception:
             # a task root: a bug in one pass must not end the supervision of workers
             logger.exception("pass_failed")
@@ -245,8 +238,7 @@ class Supervisor:
         )
         for action in actions:
             self._act(action)
-        self._listed = True
-        self._check_settled()
+        self.first_look.listed()
         if not room.is_alike(before, self.gpus):
             self._on_change()
 
@@ -376,7 +368,7 @@ class Supervisor:
             self._lengths = life.remembered(self._lengths, known)
         if known is None or known.state not in life.SERVED:
             self._measurements.forget(worker)
-        self._check_settled()
+        self.first_look.check()
         self._on_change()
 
     async def _measure(self, worker: str) -> None:
@@ -385,11 +377,6 @@ class Supervisor:
         gpus = await self._read_gpus(self._units)
         if await self._measurements.read(worker, unit.image if unit is not None else "", gpus):
             self._on_change()
-
-    def _check_settled(self) -> None:
-        """The first picture is whole once units were listed and no adopted worker waits for its first probe."""
-        if self._listed and not any(known.reason == life.FOUND_RUNNING for known in self._tracked.values()):
-            self._settled.set()
 
     async def _follow_events(self) -> None:
         async for event in self._launcher.events():

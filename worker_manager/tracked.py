@@ -103,6 +103,11 @@ def adopted(
     return msgspec.structs.replace(found, spec=spec, spec_hash=spec_hash(spec), since=now, shortened=shortened)
 
 
+def worked(known: Tracked, now: float) -> Tracked:
+    """It was found running and is too busy to answer, but seen to work: its time to answer begins anew."""
+    return msgspec.structs.replace(known, since=now)
+
+
 def waits_for_others(reason: str) -> bool:
     """Whether a WAITING worker waits for what has a deadline of its own, or for a wish, and not for memory."""
     return reason.startswith(TURN) or reason == ASLEEP_IS_WANTED
@@ -242,11 +247,13 @@ def observed(
     known: Tracked,
     memory_mib: int | None,
     measured: MeasuredMemory | None,
-    adapters: tuple[ObservedAdapter, ...] = (),
+    adapters: tuple[ObservedAdapter, ...] | None = (),
+    made_at: float = 0.0,
 ) -> ObservedWorker:
     """The worker as the gateway sees it.
 
-    `memory_mib`: what it holds on the card where it holds most; `measured`: what its start has shown.
+    `memory_mib`: what it holds on the card where it holds most; `measured`: what its start has shown; `adapters`: None
+    where it is not known yet which it has; `made_at`: when its unit was made, 0 without one.
     """
     if known.state in (WorkerState.ASLEEP, WorkerState.WAKING):
         warmth = known.level
@@ -271,5 +278,7 @@ def observed(
         memory_mib=memory_mib,
         measured=measured,
         sleep=known.sleep,
-        adapters=adapters,
+        adapters=adapters or (),
+        made_at=made_at,
+        is_unasked=adapters is None or known.reason == FOUND_RUNNING,
     )

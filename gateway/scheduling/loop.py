@@ -17,6 +17,7 @@ from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.memory.host import HOST_MARGIN_MIB, cards
 from gateway.scheduling.adapters import AdapterNews
+from gateway.scheduling.continuity import Continuity
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.generations import is_current
 from gateway.scheduling.orders import Orders
@@ -107,6 +108,7 @@ class Scheduler:
         self._tasks: list[asyncio.Task[None]] = []
         self._orders = Orders(clock, lambda generation: self.overruled(generation))  # noqa: PLW0108 - it is set later
         self._patience = Patience()
+        self._continuity = Continuity()
         self._draining: frozenset[str] = frozenset()
         self._shown: dict[str, str] = {}
         self.observed: ObservedSet | None = None
@@ -204,7 +206,7 @@ class Scheduler:
         if not self.connected:
             log.info("worker manager found", manager=observed.manager, workers=len(observed.workers))
         self.connected, self._problem = True, ""
-        self.observed = observed
+        observed = self.observed = self._continuity.carry(observed)
         self._hold_back(observed, self._catalogue.wanted(observed.host))
         self._demand.set_workers(observed.workers)
         self.noticed(observed)

@@ -167,6 +167,23 @@ def test_a_docker_engine_in_trouble_costs_no_worker_and_what_was_asked_meanwhile
         assert '"launcher_unavailable"' in machine.manager.output, "no call waited for as long as it lasted"
 
 
+def test_a_manager_that_starts_while_docker_is_away_tells_nothing_rather_than_that_no_worker_runs(
+    trouble: Trouble,
+) -> None:
+    machine = trouble.machine
+    machine.send(spec())
+    before = machine.wait_for(WorkerState.READY).made_at
+    trouble.door.set(Fault.AWAY)
+    machine.start()
+    answer = machine.client.get("/observed")
+    assert (answer.status_code, answer.json()["error"]["kind"]) == (503, "not_listed")
+    assert machine.ask_engine() == 200
+    trouble.door.set(Fault.NONE)
+    wait_until(lambda: machine.client.get("/observed").is_success, "Docker has told what runs", seconds=MANAGER_SECONDS)
+    assert machine.wait_for(WorkerState.READY).made_at == before
+    assert machine.observed().refusals == ()
+
+
 def test_an_engine_in_a_container_that_does_not_listen_to_term_is_gone_soon_after_its_grace(
     trouble: Trouble, record_property: Tell
 ) -> None:

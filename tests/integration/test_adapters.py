@@ -1,10 +1,12 @@
 """LoRA adapters through gateway, manager and engine: loaded while the engine runs, addressed as models."""
 
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import msgspec
 import openai
 import pytest
 
@@ -12,8 +14,10 @@ from tests.engine_simulator.configuration import Simulation
 from tests.support.adapters import adapter_folder
 from tests.support.stack import Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
+from worker_manager.contract import ObservedSet, ObservedWorker, WorkerState
 
 BASE = "writer"
+CHANGES = ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +118,56 @@ def test_a_restarted_worker_has_its_adapters_again(stack: Stack) -> None:
     wait_until(lambda: state_of(stack, "org/blue")["state"] == "ready", "the other one is back too")
 
 
-def test_a_new_manager_finds_what_is_loaded_and_loads_nothing_twice(stack: Stack) -> None:
-    red = say(stack, "red")[0]
-    loads = stack.engine_stats(worker(stack))["paths"]["/v1/load_lora_adapter"]
+def asked(stack: Stack, path: str) -> int:
+    """How often the engine was asked on this path."""
+    return int(stack.engine_stats(worker(stack))["paths"].get(path, 0))
+
+
+def told(stack: Stack, one: str) -> tuple[int, ObservedWorker | None]:
+    """What the manager tells, asked beside the gateway: which desired set it took last, and this worker."""
+    transport = httpx.HTTPTransport(uds=str(stack.run / "manager" / "manager.sock"))
+    with httpx.Client(transport=transport, base_url="http://manager", timeout=30) as client:
+        answer = client.get("/observed")
+    if not answer.is_success:  # it has not listed yet what there is
+        return 0, None
+    seen = msgspec.json.decode(answer.content, type=ObservedSet)
+    return seen.generation, next((each for each in seen.workers if each.spec.id == one), None)
+
+
+def serves(stack: Stack, one: str) -> ObservedWorker | None:
+    """The worker as the manager tells it, once it says that it serves."""
+    _, found = told(stack, one)
+    return found if found is not None and found.state is WorkerState.READY else None
+
+
+def test_a_new_manager_finds_what_is_loaded_loads_nothing_twice_and_unloads_nothing_before_it_is_told(
+    stack: Stack,
+) -> None:
+    """The gateway is slower than the manager here, as it may be: it stands still until the engine was asked."""
+    red, blue = say(stack, "red"), say(stack, "org/blue")
+    one = worker(stack)
+    before = {path: asked(stack, path) for path in CHANGES}
+    looks = stack.engine_stats(one)["paths"]["/v1/models"]
     assert stack.manager is not None
+    assert stack.gateway is not None
     stack.manager.kill()
     stack.manager.stop()
-    stack.start_manager()
-    wait_until(lambda: state_of(stack, "red")["state"] == "ready", "it is found")
-    assert say(stack, "red")[0] == red
-    assert stack.engine_stats(worker(stack))["paths"]["/v1/load_lora_adapter"] == loads
+    stack.gateway.signal(signal.SIGSTOP)
+    try:
+        stack.start_manager()
+        wait_until(lambda: serves(stack, one), "the engine is found")
+        # once for whether it serves, and once for what it has
+        wait_until(lambda: stack.engine_stats(one)["paths"]["/v1/models"] > looks + 1, "the engine was asked")
+        found = serves(stack, one)
+        assert found is not None
+        assert (found.is_unasked, found.adapters) == (True, ())
+        assert set(stack.engine_stats(one)["adapters"]) >= {"red", "org/blue"}
+    finally:
+        stack.gateway.signal(signal.SIGCONT)
+    wait_until(lambda: told(stack, one)[0] > 0, "the new manager was told what should be")
+    assert (say(stack, "red"), say(stack, "org/blue")) == (red, blue)
+    wait_until(lambda: state_of(stack, "red")["workers"] == [one], "it is found")
+    assert {path: asked(stack, path) for path in CHANGES} == before
 
 
 def test_a_broken_adapter_says_so_and_its_base_goes_on_serving(stack: Stack) -> None:

@@ -14,9 +14,10 @@ from gateway.scheduling.demand import Demand
 from gateway.scheduling.loop import Limits, Scheduler
 from gateway.scheduling.sleep_failures import SleepFailures
 from gateway.scheduling.types import Plan, Situation, WantedEndpoint
+from tests.support.planning import template
 from tests.support.raw_server import raw_server, read_request
 from tests.support.waiting import wait_until_async
-from worker_manager.contract import Accepted, HostFacts, ObservedSet
+from worker_manager.contract import Accepted, HostFacts, ObservedSet, ObservedWorker, Residency, WorkerState
 
 HOST = HostFacts(launcher="process", device="cpu", memory_total_mib=64_000)
 
@@ -47,6 +48,10 @@ class Manager:
     def __init__(self) -> None:
         self.version = 0
         self.silent = False
+        self.name = "m"
+        self.workers: tuple[ObservedWorker, ...] = ()
+        self.knows = True
+        """Whether it could list already what there is."""
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -54,9 +59,13 @@ class Manager:
             if self.silent:
                 return
             self.version += 1
-            shown = ObservedSet(manager="m", version=self.version, generation=0, host=HOST)
-            answer = msgspec.json.encode(Accepted(manager="m", generation=1) if asked.startswith(b"PUT") else shown)
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(answer), answer))
+            shown = ObservedSet(manager=self.name, version=self.version, generation=0, workers=self.workers, host=HOST)
+            is_order = asked.startswith(b"PUT")
+            answer = msgspec.json.encode(Accepted(manager=self.name, generation=1) if is_order else shown)
+            status = b"200 OK" if self.knows or is_order else b"503 Service Unavailable"
+            if status != b"200 OK":
+                answer = b'{"error": {"kind": "not_listed", "message": "what runs here is not known yet"}}'
+            writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(answer), answer))
             await asyncio.sleep(0.01)  # a look takes its time
 
 
@@ -114,3 +123,32 @@ async def test_that_the_manager_is_away_is_planned_with_at_once(
     await wait_until_async(lambda: seen[1:2] == [False], "the loss is seen")
     manager[0].silent = False
     await wait_until_async(lambda: seen[2:3] == [True], "its return is seen")
+
+
+async def test_a_manager_that_restarts_takes_no_worker_out_of_service_before_it_has_asked_it(
+    scheduler: Scheduler, manager: tuple[Manager, Path]
+) -> None:
+    script = manager[0]
+    served = ObservedWorker(
+        spec=msgspec.structs.replace(template("a"), id="a-1"),
+        spec_hash="x",
+        state=WorkerState.READY,
+        residency=Residency.HOT,
+        since=10.0,
+        socket="a-1/engine.sock",
+        made_at=1.0,
+    )
+    looks: list[tuple[str, WorkerState]] = []
+    scheduler.noticed = lambda observed: looks.extend((observed.manager, one.state) for one in observed.workers)
+    script.workers = (served,)
+    scheduler.start()
+    await wait_until_async(lambda: bool(looks), "it serves")
+    script.knows = False
+    await wait_until_async(lambda: not scheduler.connected, "the next manager knows nothing yet")
+    assert scheduler.observed is not None
+    assert scheduler.observed.workers == (served,)
+    script.name = "next"
+    script.workers = (msgspec.structs.replace(served, state=WorkerState.LOADING, since=100.0, is_unasked=True),)
+    script.knows = True
+    await wait_until_async(lambda: looks[-1][0] == "next", "it is heard")
+    assert set(looks) == {("m", WorkerState.READY), ("next", WorkerState.READY)}

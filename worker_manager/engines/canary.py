@@ -62,7 +62,7 @@ class Canary:
                     return found
 
     async def _look(self, client: httpx.AsyncClient) -> Verdict | None:
-        before, now = self._seen, await _load(client)
+        before, now = self._seen, await figures(client)
         self._seen = now or before
         if has_worked(before, now):
             self._misses, self._asked_at = 0, time.monotonic()
@@ -109,7 +109,8 @@ def is_quiet(now: Load | None) -> bool:
     return now is not None and now.live == 0
 
 
-async def _load(client: httpx.AsyncClient) -> Load | None:
+async def figures(client: httpx.AsyncClient) -> Load | None:
+    """How far the engine has come; None where it does not tell."""
     try:
         return await sleeping.load(client)
     except (httpx.HTTPError, OSError):

@@ -25,6 +25,8 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     asleep: bool = False
     """It was found asleep, so that nothing was asked of its model: that would kill it."""
+    busy: bool = False
+    """It did not answer in time and was seen to work meanwhile."""
     route: str = ""
     """Where the last rung was answered; empty if its kind has no route that we know."""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gateway.capture.store import Captured, CaptureStore
+from gateway.capture.store import Captured, CaptureStore, StoredCapture
 from gateway.database.connection import DatabaseError
 from gateway.settings import Settings
 from gateway.types import Sent
@@ -113,8 +113,8 @@ class Captures:
     def _finish(self, batch: list[Sent]) -> list[Captured]:
         return [finished(sent, self._text_characters) for sent in batch]
 
-    async def page(self, key_id: str | None, before: int | None, most: int) -> list[tuple[int, Captured]]:
-        """At most so many with their numbers, the newest first; what waits is written before."""
+    async def page(self, key_id: str | None, before: int | None, most: int) -> list[StoredCapture]:
+        """At most so many, the newest first; what waits is written before."""
         await self.flush()
         return await self._store.page(key_id, before, most)
 

@@ -7,6 +7,7 @@ from litestar import Controller, Request, delete, get, put
 
 from gateway.access.keyring import Keyring
 from gateway.capture.recorder import Captures
+from gateway.capture.store import StoredCapture
 from gateway.http import needs, number, parameters
 from gateway.types import Scope
 
@@ -15,11 +16,11 @@ PARAMETERS = ("key", "before", "limit")
 
 
 class CapturePage(msgspec.Struct, frozen=True):
-    """The newest first."""
+    """A page of what was captured, the newest first."""
 
     keys: list[str]
     """Ids of the keys whose requests are captured."""
-    captures: list[dict[str, Any]]
+    captures: list[StoredCapture]
     next: int | None
     """What `before` has to be for the next page; null: there is none."""
 
@@ -36,8 +37,7 @@ class CaptureRoutes(Controller):
         given = parameters(request, PARAMETERS)
         most = min(number(given, "limit") or PAGE, PAGE_LIMIT)
         found = await captures.page(given.get("key"), number(given, "before"), most + 1)
-        shown = [{"id": number, **captured._asdict()} for number, captured in found[:most]]
-        return CapturePage(sorted(captures.keys), shown, found[most - 1][0] if len(found) > most else None)
+        return CapturePage(sorted(captures.keys), found[:most], found[most - 1].id if len(found) > most else None)
 
     @put("/{key_id:str}", status_code=204)
     async def turn_on(self, key_id: str, keyring: Keyring, captures: Captures) -> None:

@@ -1,17 +1,19 @@
 """Captured requests in the database, and which keys have theirs captured."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from gateway.database.chain import Change
 from gateway.database.connection import Database
 
+astuple = msgspec.structs.astuple
 COLUMNS = "at, key_id, request_id, endpoint, path, status, prompt, answer"
 INSERT = f"INSERT INTO captures ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
 
 
-class Captured(NamedTuple):
-    """One row of the table `captures`, in its order; both texts are redacted."""
+class Captured(msgspec.Struct, frozen=True):
+    """What a key sent and got, redacted: the columns of the table `captures`, in its order."""
 
     at: float
     """When it ended; Unix seconds."""
@@ -22,6 +24,13 @@ class Captured(NamedTuple):
     status: int
     prompt: str
     answer: str
+
+
+class StoredCapture(Captured, frozen=True, kw_only=True):
+    """One that is in the database."""
+
+    id: int
+    """Later ones have higher ones."""
 
 
 class CaptureStore:
@@ -52,16 +61,16 @@ class CaptureStore:
     async def add(self, captured: Sequence[Captured], keys: set[str]) -> None:
         """Write requests, but those of keys whose capture was turned off meanwhile. Raises DatabaseError."""
         async with self._database.transaction() as write:
-            await write.execute_many(INSERT, [one for one in captured if one.key_id in keys])
+            await write.execute_many(INSERT, [astuple(one) for one in captured if one.key_id in keys])
 
-    async def page(self, key_id: str | None, before: int | None, most: int) -> list[tuple[int, Captured]]:
-        """At most so many with their numbers, the newest first."""
+    async def page(self, key_id: str | None, before: int | None, most: int) -> list[StoredCapture]:
+        """At most so many, the newest first."""
         rows = await self._database.rows(
             f"SELECT id, {COLUMNS} FROM captures WHERE (?1 IS NULL OR key_id = ?1) AND (?2 IS NULL OR id < ?2) "  # noqa: S608 - our own names
             "ORDER BY id DESC LIMIT ?3",
             (key_id, before, most),
         )
-        return [(int(row[0]), Captured(*row[1:])) for row in rows]
+        return [StoredCapture(*row[1:], id=row[0]) for row in rows]
 
     async def prune(self, before: float, most_characters: int) -> None:
         """Delete what ended before this time, and of the rest the oldest beyond so many characters."""

@@ -3,13 +3,14 @@
 from gateway.access.routes import Rotation
 from gateway.access.types import KeySpec
 from gateway.audit.routes import Page
+from gateway.capture.routes import CapturePage
 from gateway.database.backup import Backup
 from gateway.endpoints.routes import NewAdapter
 from gateway.endpoints.status import EndpointView, ModelView
 from gateway.endpoints.types import EndpointSpec
 from gateway.events import Kind
 from gateway.openapi.operation import EVENTS, JSON, TEXT, Operation, Parameter, Partial, text, thing, whole
-from gateway.openapi.views import CapturesView, KeyView, ModelList, PlanReport, ReadyReport, WorkerReport
+from gateway.openapi.views import KeyView, ModelList, PlanReport, ReadyReport, WorkerReport
 from gateway.types import Scope
 from gateway.usage.request_routes import RequestsPage
 from gateway.usage.types import By, UsageReport
@@ -224,7 +225,7 @@ RECORDS = (
         "/api/captures",
         "What keys sent and got, where that was turned on",
         Scope.ADMIN,
-        answer=CapturesView,
+        answer=CapturePage,
         parameters=(
             Parameter("key", text(), "Of this key"),
             Parameter("before", whole(1, LARGEST_NUMBER), "Older than this one"),

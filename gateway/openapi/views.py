@@ -57,25 +57,3 @@ class ReadyReport(msgspec.Struct, frozen=True, kw_only=True):
     status: str
     """ok or degraded."""
     parts: dict[str, str]
-
-
-class CapturedView(msgspec.Struct, frozen=True, kw_only=True):
-    """What a key sent and got, redacted."""
-
-    id: int
-    at: float
-    key_id: str
-    request_id: str
-    endpoint: str
-    path: str
-    status: int
-    prompt: str
-    answer: str
-
-
-class CapturesView(msgspec.Struct, frozen=True, kw_only=True):
-    """A page of what was captured."""
-
-    keys: list[str]
-    captures: list[CapturedView]
-    next: int | None

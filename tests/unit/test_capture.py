@@ -36,7 +36,7 @@ def sent(key: str = "k", at: float = 100 * DAY, prompt: bytes = b'{"a": "b"}') -
 
 
 async def kept(captures: Captures) -> list[str]:
-    return [captured.key_id for _, captured in await captures.page(None, None, 1000)]
+    return [captured.key_id for captured in await captures.page(None, None, 1000)]
 
 
 async def test_a_key_is_captured_from_when_it_is_turned_on_until_it_is_turned_off(captures: Captures) -> None:
@@ -55,7 +55,7 @@ async def test_a_key_is_captured_from_when_it_is_turned_on_until_it_is_turned_of
 async def test_texts_are_cut_and_the_queue_is_bounded(captures: Captures) -> None:
     await captures.turn_on("k")
     captures.take(sent(prompt=b'"' + b"x " * 2500 + b'"'))
-    ((_, one),) = await captures.page("k", None, 10)
+    (one,) = await captures.page("k", None, 10)
     assert len(one.prompt) == 1024
     for _ in range(3):
         captures.take(sent(prompt=b"x" * (recorder.WAITING_BYTES // 2)))

@@ -1,7 +1,7 @@
 """Sees to it that each engine has the LoRA adapters it should have: loads, replaces, unloads and loads them again.
 
 One task for each READY worker whose engine takes adapters. What an engine has is asked of itself whenever it becomes
-READY: after a start it is nothing, after a restart of the manager or a sleep what was loaded before. Until the gateway
+READY: after a start or a sleep it is nothing, after a restart of the manager what was loaded before. Until the gateway
 has spoken nobody knows what it should have, so nothing is loaded and nothing unloaded.
 """
 
@@ -143,8 +143,8 @@ class Adapters:
     def _recognised(self, worker: str, has: Mapping[str, str]) -> dict[str, Held]:
         """What an engine was found to have: of the wanted revision where it was loaded from its copy.
 
-        What it had before it slept is loaded again: a wake is only proven with the model itself, and there are reports
-        of adapters that no longer had an effect (vLLM issue 53888).
+        What it has after a sleep is loaded again, as the rest is that was unloaded before (`sleeper`): a load that was
+        under way when it fell asleep may have come to its end.
         """
         wanted, now = self._should_have(worker), time.time()
         found = dict.fromkeys(has, Held(since=now, loaded=steps.OTHER))

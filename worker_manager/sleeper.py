@@ -15,7 +15,7 @@ import msgspec
 import structlog
 
 from worker_manager.contract import ENGINE_SOCKET, Residency, SleepFacts, WorkerSpec
-from worker_manager.engines import sleep_rules, sleeping
+from worker_manager.engines import lora, sleep_rules, sleeping
 from worker_manager.engines.readiness import RUNG_SECONDS, is_asleep, open_client
 from worker_manager.proofs import Proof, Proofs
 from worker_manager.room import RESIDUAL_MIB
@@ -190,6 +190,7 @@ class Sleeper:
             raise SleepFailedError("how it answers was lost, so that a wake could not be proven", lasting=False)
         async with open_client(self._socket(spec), self._sleep_seconds) as client:
             await self._drained(client)
+            await _without_adapters(client, spec)
             hot_mib, host_free = await self._held(spec.id), self._host_free_mib()
             by_card = not hot_mib
             if by_card:
@@ -275,6 +276,20 @@ class Sleeper:
 
     def _socket(self, spec: WorkerSpec) -> Path:
         return self._engines / spec.id / ENGINE_SOCKET
+
+
+async def _without_adapters(client: httpx.AsyncClient, spec: WorkerSpec) -> None:
+    """Unload its adapters: they are loaded again once it is awake, whoever manages it then. Raises StillBusyError.
+
+    A wake is only proven with the model itself, and there are reports of adapters that had no effect after one (vLLM
+    issue 53888).
+    """
+    if spec.lora is None:
+        return
+    try:
+        await lora.unload_all(client, spec.served_names[0])
+    except lora.LoraError as error:
+        raise StillBusyError(f"its adapters could not be unloaded ({error})") from error
 
 
 def owned_mib(spec: WorkerSpec, proof: Proof) -> dict[str, int]:

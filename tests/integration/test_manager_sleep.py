@@ -399,7 +399,9 @@ def test_an_engine_that_is_known_not_to_sleep_well_is_left_hot(machine: Machine)
         assert not {"/sleep", "/wake_up"} & stats(machine, worker)["paths"].keys()
 
 
-def test_what_slept_has_its_adapters_loaded_again_and_is_not_put_to_level_2(machine: Machine) -> None:
+def test_what_slept_has_its_adapters_loaded_again_by_whichever_manager_and_is_not_put_to_level_2(
+    machine: Machine,
+) -> None:
     red = Adapter(name="red", path="local/red", revision="a1", rank=8)
     adapter_folder(machine.folder / "models" / "local" / "red")
     machine.add_model(residual_mib=RESIDUAL, claim_mib=PROMISE)
@@ -420,6 +422,8 @@ def test_what_slept_has_its_adapters_loaded_again_and_is_not_put_to_level_2(mach
     assert not machine.wait_for(WorkerState.READY).can_sleep_deep
     order(2, w1=Residency.ASLEEP_1)
     assert [one.state for one in machine.wait_for(WorkerState.ASLEEP).adapters] == [AdapterState.LOADING]
+    assert stats(machine)["adapters"] == {}, "a manager that finds it awake can't take them for good"
+    machine.start()
     order(3)
     wait_until(has_it, "it has the adapter again", seconds=30)
     assert stats(machine)["paths"]["/v1/load_lora_adapter"] == 2

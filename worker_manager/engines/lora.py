@@ -60,6 +60,12 @@ async def unload(client: httpx.AsyncClient, name: str) -> None:
             raise
 
 
+async def unload_all(client: httpx.AsyncClient, served_name: str) -> None:
+    """Have it forget all adapters. Raises LoraError."""
+    for name in await adapters(client, served_name):
+        await unload(client, name)
+
+
 async def _call(
     client: httpx.AsyncClient, method: str, path: str, seconds: float, body: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:

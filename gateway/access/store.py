@@ -38,9 +38,9 @@ MOST_SPENT = 2**62
 """Billionths of a unit: what an engine that tells nonsense can make of a sum still fits into the database."""
 
 SPEND = (
-    "INSERT INTO budgets (key_id, period, number, tokens, cost) SELECT ?1, ?2, ?3, ?4, ?5 "
-    "WHERE EXISTS (SELECT 1 FROM keys WHERE id = ?1) "
-    "ON CONFLICT (key_id) DO UPDATE SET period = ?2, number = ?3, tokens = ?4, cost = ?5"
+    "INSERT INTO budgets (key_id, period, number, tokens, cost) SELECT id, ?, ?, ?, ? FROM keys WHERE id = ? "
+    "ON CONFLICT (key_id) DO UPDATE "
+    "SET period = excluded.period, number = excluded.number, tokens = excluded.tokens, cost = excluded.cost"
 )
 
 
@@ -170,7 +170,7 @@ class BudgetStore:
 
 
 def _spend(key_id: str, spent: Spent) -> tuple[Any, ...]:
-    return key_id, spent.period.value, spent.number, spent.tokens, min(spent.cost, MOST_SPENT)
+    return spent.period.value, spent.number, spent.tokens, min(spent.cost, MOST_SPENT), key_id
 
 
 def _told(spent: Spent) -> dict[str, Any]:

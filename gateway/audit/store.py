@@ -25,6 +25,18 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     until: float | None = None
 
 
+RULES = {
+    "before": "seq < :before",
+    "who": "who = :who",
+    "action": "(action = :action OR action GLOB :action || '.*')",
+    "target": "target = :target",
+    "request_id": "request_id = :request_id",
+    "since": "at >= :since",
+    "until": "at < :until",
+}
+"""What each field of `Wanted` asks of a row."""
+
+
 class AuditStore:
     """Reads the table `audit`; adds to it."""
 
@@ -46,24 +58,12 @@ class AuditStore:
 
     async def page(self, wanted: Wanted, most: int) -> list[Record]:
         """At most so many records, the newest first."""
-        rules = {
-            "seq < ?": wanted.before,
-            "who = ?": wanted.who,
-            "(action = ?1 OR action GLOB ?1 || '.*')": wanted.action,
-            "target = ?": wanted.target,
-            "request_id = ?": wanted.request_id,
-            "at >= ?": wanted.since,
-            "at < ?": wanted.until,
-        }
-        given = {rule: value for rule, value in rules.items() if value is not None}
-        where = " AND ".join(
-            rule.replace("?1", f"?{number}") if "?1" in rule else rule.replace("?", f"?{number}")
-            for number, rule in enumerate(given, start=1)
-        )
+        given = {name: value for name, value in msgspec.structs.asdict(wanted).items() if value is not None}
+        where = " AND ".join(RULES[name] for name in given)
         rows = await self._database.rows(
             f"SELECT {COLUMNS} FROM audit {'WHERE ' + where if where else ''} "  # noqa: S608 - our own words
-            f"ORDER BY seq DESC LIMIT ?{len(given) + 1}",
-            (*given.values(), most),
+            "ORDER BY seq DESC LIMIT :most",
+            {**given, "most": most},
         )
         return [Record(*row) for row in rows]
 

@@ -66,9 +66,9 @@ class CaptureStore:
     async def page(self, key_id: str | None, before: int | None, most: int) -> list[StoredCapture]:
         """At most so many, the newest first."""
         rows = await self._database.rows(
-            f"SELECT id, {COLUMNS} FROM captures WHERE (?1 IS NULL OR key_id = ?1) AND (?2 IS NULL OR id < ?2) "  # noqa: S608 - our own names
-            "ORDER BY id DESC LIMIT ?3",
-            (key_id, before, most),
+            f"SELECT id, {COLUMNS} FROM captures WHERE (:key IS NULL OR key_id = :key) "  # noqa: S608 - our own names
+            "AND (:before IS NULL OR id < :before) ORDER BY id DESC LIMIT :most",
+            {"key": key_id, "before": before, "most": most},
         )
         return [StoredCapture(*row[1:], id=row[0]) for row in rows]
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, cast
 
 import structlog
@@ -131,6 +132,7 @@ class SignIns(Protocol):
 
 
 QuotasT = TypeVar("QuotasT")
+T = TypeVar("T")
 
 
 class Gate(Protocol[QuotasT]):
@@ -180,7 +182,8 @@ class InferenceEntry:
         self._log = request_log
         self._record = record
         self._hygiene = hygiene
-        self._reading_large = asyncio.Lock()
+        # its own, since others of a process may wait for a disk that hangs; one, so that memory is taken once
+        self._large_reader = ThreadPoolExecutor(1, "large-bodies")
         self._captured = captured
         self._capture = capture
         self._max_body_bytes = max_body_bytes
@@ -243,7 +246,7 @@ class InferenceEntry:
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
             asks = (call.path, asked, call.price)
-            await self._enter(call, quotas, await asyncio.to_thread(estimate, *asks) if large else estimate(*asks))
+            await self._enter(call, quotas, await self._aside(estimate, *asks) if large else estimate(*asks))
         call.path = ENGINE_PATHS.get(call.path, call.path)
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)
@@ -270,11 +273,14 @@ class InferenceEntry:
         return asked
 
     async def _read_large(self, call: Call, principal: Principal) -> Peek:
-        """The same in a thread, which lets others have their turn between two steps; one such body at a time."""
-        async with self._reading_large:
-            if not is_form(call.headers.get(b"content-type", b"")):
-                await asyncio.to_thread(check_bulk, call.body)
-            return await asyncio.to_thread(self._read, call, principal)
+        """The same beside the event loop."""
+        if not is_form(call.headers.get(b"content-type", b"")):
+            await self._aside(check_bulk, call.body)
+        return await self._aside(self._read, call, principal)
+
+    async def _aside(self, step: Callable[..., T], *given: Any) -> T:
+        """One step of reading a large body, in a thread: others have their turn meanwhile, but for its longest call."""
+        return await asyncio.get_running_loop().run_in_executor(self._large_reader, step, *given)
 
     def _continue(self, call: Call, response_id: object, principal: Principal) -> None:
         """A response that continues another one is made where that one is, and for the same key."""

@@ -2,14 +2,18 @@
 
 A cycle is a fixed mix of requests, cancellations, bad input, keys that come and go, and one each of: an endpoint that
 comes and goes, a worker that is replaced, a worker that is killed. At the end of each cycle everything rests, and
-descriptors, tasks and memory are read. HOSTLER_SOAK_CYCLES makes it last longer.
+descriptors, tasks and memory are read. HOSTLER_SOAK_CYCLES makes it last longer, and HOSTLER_SOAK_RATE makes requests
+come at so many a second instead of as fast as they are answered: at 20 a second 172 cycles take two hours.
 """
 
 import asyncio
+import logging
 import os
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
+from statistics import linear_regression
 from typing import NamedTuple
 
 import pytest
@@ -25,10 +29,12 @@ CHAT = "/v1/chat/completions"
 WARM_UP = size(4, 20)
 """A long run fills what is kept in bounds first: the ring of events, the pages of the database."""
 CYCLES = max(WARM_UP + 4, int(os.environ.get("HOSTLER_SOAK_CYCLES", size(12, 120))))
-SECONDS_A_CYCLE = 30
 CLIENTS = 16
 REQUESTS = 75
-"""Of each client in a cycle."""
+"""Of each client in a cycle, but for those that it leaves out by going away."""
+RATE = float(os.environ.get("HOSTLER_SOAK_RATE", "inf"))
+"""Requests a second at most."""
+SECONDS_A_CYCLE = 30 + CLIENTS * REQUESTS / RATE
 GROWTH_MIB = 3.0
 """Between the first cycle after the warm-up and the last; a leak of 1 KiB a request would be over it."""
 PROMPTS = [f"{word} {'x' * 20 * length}" for word in ("one", "two", "three") for length in range(10)]
@@ -37,6 +43,7 @@ MANAGER_CONNECTIONS = 1
 TOKENS = 8
 BROKEN = ("whole 502", "whole 503", "stream broken")
 """What requests may come to when their worker is killed under them."""
+LOGGER = logging.getLogger(__name__)
 STEADY = Simulation(answer_tokens=TOKENS, tokens_per_second=1000)
 FLAKY = Simulation(answer_tokens=TOKENS, faults=Faults(cut_stream_after=3))
 
@@ -55,11 +62,28 @@ def kills(cycle: int) -> bool:
     return cycle % 2 == 1
 
 
+class Pace:
+    """One request after the other, so many a second."""
+
+    def __init__(self, rate: float) -> None:
+        self._interval = 1 / rate
+        self._next = time.monotonic()
+
+    async def turn(self) -> None:
+        """Return when it is the caller's turn; whoever came late makes up for nothing."""
+        now = time.monotonic()
+        begin = max(now, self._next)
+        self._next = begin + self._interval
+        if begin > now:
+            await asyncio.sleep(begin - now)
+
+
 class House:
     """The stack, its endpoints, and what has been answered."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
+        self.pace = Pace(RATE)
         self.outcomes: Counter[str] = Counter()
         self.unexplained = 0
         """Requests that broke while no worker was killed."""
@@ -79,6 +103,7 @@ class House:
         for _ in range(REQUESTS // 5):
             async with calling(self.stack.port) as caller:
                 for _ in range(5):
+                    await self.pace.turn()
                     [kind] = chance.choices(kinds, [8, 6, 2, 2, 1, 2])
                     if not await kind(caller, chance):
                         break
@@ -198,27 +223,38 @@ async def cycle_of(house: House, number: int) -> Figures:
     if not kills(number):
         house.unexplained += house.broken() - before
     assert [house.stack.ask("steady").status_code for _ in range(10)] == [200] * 10
-    return house.figures()
+    figures = house.figures()
+    LOGGER.info("cycle %d: %s", number, figures)  # for who watches a run of hours: pytest --log-file
+    return figures
+
+
+def slope(readings: list[Figures], seconds_a_cycle: float) -> float:
+    """Growth of the memory over the second half of the readings, in MiB an hour, by least squares."""
+    half = readings[len(readings) // 2 :]
+    hours = [each * seconds_a_cycle / 3600 for each in range(len(half))]
+    return linear_regression(hours, [each.resident_mib for each in half]).slope
 
 
 @pytest.mark.timeout(SECONDS_A_CYCLE * CYCLES)
 async def test_over_a_day_of_traffic_descriptors_tasks_and_memory_stay_flat(
     house: House, record_property: Tell
 ) -> None:
+    begun = time.monotonic()
     warm = [await cycle_of(house, number) for number in range(WARM_UP)]
     descriptors, tasks = (max(each[field] for each in warm) for field in (0, 1))
     readings = [await cycle_of(house, number) for number in range(WARM_UP, CYCLES)]
+    seconds = time.monotonic() - begun
     told = "\n".join(map(str, [*warm, *readings, house.outcomes]))
     assert max(each.descriptors for each in readings) <= descriptors + MANAGER_CONNECTIONS, told
     assert max(each.tasks for each in readings) <= tasks, told
     assert readings[-1].resident_mib - readings[0].resident_mib <= GROWTH_MIB, told
     assert house.broken() <= house.outcomes["whole 200"] / 10, told
     assert house.unexplained == 0, told
-    record_property("requests", f"{house.outcomes.total():,} in {CYCLES} cycles")
+    record_property("requests", f"{house.outcomes.total():,} in {CYCLES} cycles and {seconds / 60:.0f} min")
     whole = house.outcomes["whole 200"] + house.outcomes["stream whole"]
     record_property("whole", f"{whole:,}, broken by {CYCLES // 2} kills {house.broken()}, otherwise 0")
     memory = f"{readings[0].resident_mib:.1f} MiB after the warm-up and {readings[-1].resident_mib:.1f} MiB at the end"
-    record_property("resident memory", memory)
+    record_property("resident memory", f"{memory}; {slope(readings, seconds / CYCLES):.2f} MiB an hour at the end")
     record_property(
         "descriptors and tasks", f"{readings[-1].descriptors} and {readings[-1].tasks}, no more than before"
     )

@@ -3,7 +3,7 @@
 A cycle is a fixed mix of requests, cancellations, bad input, keys that come and go, and one each of: an endpoint that
 comes and goes, a worker that is replaced, a worker that is killed. At the end of each cycle everything rests, and
 descriptors, tasks and memory are read. HOSTLER_SOAK_CYCLES makes it last longer, and HOSTLER_SOAK_RATE makes requests
-come at so many a second instead of as fast as they are answered: at 20 a second 172 cycles take two hours.
+come at so many a second instead of as fast as they are answered: at 20 a second 175 cycles take two hours.
 """
 
 import asyncio

@@ -165,8 +165,8 @@ class Keeper:
                 await self._arrived(self._workers[worker], unit, answer)
                 return
             known, now = self._workers[worker], time.time()
-            busy, loading = life.worked(known, now), life.entered(known, WorkerState.LOADING, now, answer.reason)
-            self._board.set(worker, busy if answer.busy else loading)
+            loading = life.entered(known, WorkerState.LOADING, now, answer.reason)
+            self._board.set(worker, life.worked(known, now) if answer.busy else loading)
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, PROBE_MAX_SECONDS)
 

@@ -7,6 +7,7 @@ in an engine's container as its user. Both are programs of `tests/support`.
 import base64
 import contextlib
 import json
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -442,6 +443,12 @@ HOARDS = ("fill", "hoard", "lock")
 """Ways to use up the machine's disk, or to keep others from looking."""
 
 
+def remove(stack: ComposeStack, name: str) -> None:
+    """Delete an endpoint and its model: nothing of it is to be found by the tests that follow."""
+    stack.client.delete(f"/api/endpoints/{name}").raise_for_status()
+    shutil.rmtree(stack.models / "local" / name)
+
+
 def left_by(stack: ComposeStack, *workers: str) -> set[str]:
     """What lies in the socket folders of these workers, as the manager sees it."""
     folders = [f"/run/hostler/engines/{worker}" for worker in workers]
@@ -479,10 +486,7 @@ def test_an_engine_that_fills_the_disk_is_ended_and_what_it_wrote_is_gone(stack:
 
     wait_until(recorded, "all are recorded", seconds=WAIT_SECONDS, interval=0.2)
     for name in HOARDS:
-        stack.client.delete(f"/api/endpoints/{name}").raise_for_status()
-        for path in (stack.models / "local" / name).iterdir():
-            path.unlink()
-        (stack.models / "local" / name).rmdir()
+        remove(stack, name)
     assert_all_serve(stack, before)
 
 
@@ -498,8 +502,5 @@ def test_a_link_in_the_place_of_an_engines_socket_is_followed_by_nobody(stack: C
         said = stack.client.post("/v1/completions", json=body, headers={"x-hostler-timeout": "1"})
         assert said.status_code in {502, 503, 504}, said.text
     assert refusals(stack)["http"] == counted["http"], "somebody spoke to the manager"
-    stack.client.delete("/api/endpoints/swapped").raise_for_status()
-    for path in (stack.models / "local" / "swapped").iterdir():
-        path.unlink()
-    (stack.models / "local" / "swapped").rmdir()
+    remove(stack, "swapped")
     assert_all_serve(stack, before)

@@ -18,7 +18,7 @@ from gateway.errors import BadRequest
 from gateway.proxy.media import MEDIUM, Danger, dangers, dangers_of_chat
 from gateway.proxy.nesting import check_nesting
 from gateway.proxy.patterns import problem_in, problem_of
-from gateway.proxy.peek import ABSENT, COMMON, NOTHING, ROUTING, WATCHED, Peek, as_tuple
+from gateway.proxy.peek import ABSENT, COMMON, RARE, ROUTING, WATCHED, Peek, as_tuple
 from gateway.settings import Settings
 from gateway.types import Allowable
 
@@ -131,8 +131,6 @@ LISTS = frozenset(
 CONTENTS = frozenset({"data_1", "data_2", "documents", "items", "queries", "query", "text_1", "text_2"})
 """What may hold media on the routes that score and rank."""
 
-RARE = NOTHING[COMMON:]
-
 TEMPLATE_PARAMETERS = frozenset(
     {
         "add_generation_prompt",
@@ -171,18 +169,18 @@ class Hygiene:
             "echo": self._nothing,
             "previous_response_id": self._nothing,
         }
-        self._rules = [(name, rules[name]) for name in WATCHED]
+        self._rules = [(there, name, rules[name]) for there, name in enumerate(WATCHED, ROUTING)]
+        self._common = self._rules[: COMMON - ROUTING]
 
     def check(self, asked: Peek, body: bytes, path: str, allow: tuple[Allowable, ...]) -> None:
         """Raise BadRequest for the first thing that an engine must not be asked for; `allow`: the endpoint's own."""
         fields = asked.fields
         has_lists = not asked.is_form and check_nesting(body, self._limits.depth)
         allowed = self._limits.allow.union(allow) if allow else self._limits.allow
-        watched = as_tuple(fields)[ROUTING:]
-        for there in range(COMMON if watched[COMMON:] == RARE else len(WATCHED)):
-            value = watched[there]
+        sent = as_tuple(fields)
+        for there, name, rule in self._common if sent[COMMON:] == RARE else self._rules:
+            value = sent[there]
             if value is not ABSENT:
-                name, rule = self._rules[there]
                 rule(name, value, allowed)
         if fields.echo is not ABSENT:
             self._echo(asked, allowed)

@@ -87,11 +87,11 @@ class Fields(msgspec.Struct, frozen=True):
     vllm_xargs: msgspec.Raw = ABSENT
 
 
-ROUTING, COMMON = 8, 6
-"""Fields that routing needs; of the rest, which are watched, those that are common."""
+ROUTING, COMMON = 8, 14
+"""Where the fields that routing needs end, and where, of the rest, which are watched, those that are common do."""
 WATCHED = Fields.__struct_fields__[ROUTING:]
-NOTHING: tuple[Any, ...] = (ABSENT,) * len(WATCHED)
-"""The watched fields of a request that has none of them."""
+RARE: tuple[Any, ...] = (ABSENT,) * (len(Fields.__struct_fields__) - COMMON)
+"""The other watched fields of nearly all requests: none of them."""
 
 as_tuple = msgspec.structs.astuple
 
@@ -153,7 +153,8 @@ def _prefix(fields: Fields) -> bytes:
         fields.messages is not ABSENT
         and fields.instructions is fields.system is fields.prompt is fields.input is ABSENT
     ):
-        return bytes(memoryview(fields.messages)[:PREFIX_LIMIT])
+        messages = fields.messages
+        return bytes(messages if len(messages) <= PREFIX_LIMIT else memoryview(messages)[:PREFIX_LIMIT])
     prefix = b""
     for raw in (fields.instructions, fields.system, fields.messages, fields.prompt, fields.input):
         if raw is not ABSENT:

@@ -12,7 +12,7 @@ from gateway.prices import MOST
 from gateway.types import Used
 from gateway.usage import recorder as module
 from gateway.usage.recorder import Recorder, prune_daily
-from gateway.usage.store import UsageStore
+from gateway.usage.store import ROWS, UsageStore
 from gateway.usage.types import By, Sum, WantedDays
 
 DAY = 86_400.0
@@ -166,6 +166,18 @@ async def test_old_requests_go_and_their_sums_stay(
     await asyncio.gather(keeper, return_exceptions=True)
     assert await database.rows("SELECT count(*), min(at) >= ? FROM usage_requests", (NOON - 3 * DAY,)) == [(301, 1)]
     assert await written(store) == 1200
+
+
+@pytest.mark.parametrize("number", [0, 1, ROWS - 1, ROWS, 2 * ROWS + 1])
+async def test_any_number_of_records_is_written_each_as_it_is(
+    store: UsageStore, database: Database, number: int
+) -> None:
+    records = [
+        used(each, at=NOON + each, key=f"k{each % 3}", cost=each)._replace(first_byte_ms=None) for each in range(number)
+    ]
+    await store.add(records)
+    assert await database.rows("SELECT * FROM usage_requests ORDER BY rowid") == records
+    assert await written(store) == number
 
 
 async def test_costs_without_measure_are_written_too_and_stop_at_what_the_database_holds(store: UsageStore) -> None:

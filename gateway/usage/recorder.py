@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 
 GATHER_SECONDS = 0.5
 """How long records gather before they are written: what a `kill -9` may cost at the most, but for the write itself."""
-BATCH = 1000
+BATCH = 2000
 """Records in one transaction: others who want to write wait for some milliseconds."""
 LIMIT = 50_000
 """Records that wait while the database takes none, some 25 MB; what comes on top is dropped and counted."""

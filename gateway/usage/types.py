@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from enum import StrEnum
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -116,19 +116,25 @@ def _day(number: int) -> str:
 
 
 def _sum(records: list[Used]) -> Sum:
+    # column by column, since sum() of a tuple is all in C: a third less time for each record
+    column: dict[str, tuple[Any, ...]] = dict(zip(Used._fields, zip(*records, strict=True), strict=True))
+    gone_of_failed = [
+        gone for status, gone in zip(column["status"], column["client_gone"], strict=True) if status >= FAILED
+    ]
+    first_bytes = [ms for ms in column["first_byte_ms"] if ms is not None]
     return Sum(
         requests=len(records),
-        errors=sum(used.status >= FAILED and not used.client_gone for used in records),
-        clients_gone=sum(used.client_gone for used in records),
-        estimated=sum(used.estimated for used in records),
-        tokens_in=sum(used.tokens_in for used in records),
-        tokens_out=sum(used.tokens_out for used in records),
-        tokens_cached=sum(used.tokens_cached for used in records),
-        queue_ms=sum(used.queue_ms for used in records),
-        answered=sum(used.first_byte_ms is not None for used in records),
-        first_byte_ms=sum(used.first_byte_ms or 0 for used in records),
-        total_ms=sum(used.total_ms for used in records),
-        cost=sum(used.cost for used in records),
+        errors=gone_of_failed.count(0),
+        clients_gone=sum(column["client_gone"]),
+        estimated=sum(column["estimated"]),
+        tokens_in=sum(column["tokens_in"]),
+        tokens_out=sum(column["tokens_out"]),
+        tokens_cached=sum(column["tokens_cached"]),
+        queue_ms=sum(column["queue_ms"]),
+        answered=len(first_bytes),
+        first_byte_ms=sum(first_bytes),
+        total_ms=sum(column["total_ms"]),
+        cost=sum(column["cost"]),
     )
 
 

@@ -13,7 +13,7 @@ from gateway.types import Used
 from gateway.usage import recorder as module
 from gateway.usage.recorder import Recorder, prune_daily
 from gateway.usage.store import ROWS, UsageStore
-from gateway.usage.types import By, Sum, WantedDays
+from gateway.usage.types import FAILED, By, Sum, WantedDays, added_up
 
 DAY = 86_400.0
 NOON = 20_000 * DAY + DAY / 2
@@ -185,6 +185,33 @@ async def test_costs_without_measure_are_written_too_and_stop_at_what_the_databa
         await store.add([used(number, cost=MOST) for number in range(1000)])
     [total] = (await store.sums(By.KEY, WantedDays("2024-10-04", "2024-10-04"))).values()
     assert (total.requests, total.cost) == (10_000, 2**62)
+
+
+def test_only_failures_that_are_not_the_clients_leaving_are_errors() -> None:
+    kinds = [
+        used(1),
+        used(2, status=FAILED - 1),
+        used(3, status=FAILED)._replace(first_byte_ms=None, cost=0),
+        used(4, status=503)._replace(first_byte_ms=None, tokens_in=0, queue_ms=700),
+        used(5, status=499)._replace(client_gone=1, estimated=1, first_byte_ms=0),
+        used(6, status=200)._replace(client_gone=1, estimated=1, total_ms=9),
+    ]
+    assert list(added_up(kinds).values()) == [
+        Sum(
+            requests=6,
+            errors=2,
+            clients_gone=2,
+            estimated=2,
+            tokens_in=50,
+            tokens_out=18,
+            tokens_cached=30,
+            queue_ms=705,
+            answered=4,
+            first_byte_ms=60,
+            total_ms=159,
+            cost=200,
+        )
+    ]
 
 
 async def test_sums_are_by_key_endpoint_or_day_of_the_days_asked_for(store: UsageStore) -> None:

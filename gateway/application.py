@@ -13,8 +13,9 @@ from gateway.app import Gateway, litestar, running
 from gateway.certificate import Certificate
 from gateway.database.trouble import trouble_of
 from gateway.errors import ManagerUnavailable
-from gateway.proxy.call import request_id
-from gateway.proxy.route import INFERENCE_ROUTES, InferenceEntry
+from gateway.proxy.head import request_id
+from gateway.proxy.paths import INFERENCE_ROUTES
+from gateway.proxy.route import InferenceEntry
 from gateway.proxy.watch import impatient
 from gateway.settings import Settings
 

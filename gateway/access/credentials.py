@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import zlib
 from collections.abc import Mapping
+from typing import NamedTuple
 
 PREFIX = "hst_"
 ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -61,6 +62,21 @@ def looks_like_token(credential: bytes) -> bool:
 def digest(key: bytes) -> bytes:
     """The 32 bytes that stand for a key at rest and in memory."""
     return hashlib.sha256(key).digest()
+
+
+class Credential(NamedTuple):
+    """What a request signs in with, and all that follows from that alone: heads that come again need it only once."""
+
+    text: bytes
+    digest: bytes
+    key_id: str
+    """The public id in it; empty where it is not well-formed, and then it is looked up nowhere."""
+
+
+def credential_of(headers: Mapping[bytes, bytes]) -> Credential | None:
+    """The credential of a request; None where it has none."""
+    text = from_headers(headers)
+    return None if text is None else Credential(text, digest(text), id_of(text) if well_formed(text) else "")
 
 
 def from_headers(headers: Mapping[bytes, bytes]) -> bytes | None:

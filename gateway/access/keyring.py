@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from gateway.access.credentials import digest, from_headers, id_of, looks_like_token, mint, well_formed
+from gateway.access.credentials import Credential, credential_of, digest, from_headers, looks_like_token, mint
 from gateway.access.store import KeyStore, shown
 from gateway.access.types import AccessEvent, KeySpec, StoredKey
 from gateway.database.chain import Change
@@ -87,27 +87,32 @@ class Keyring:
 
     # credentials
 
+    credential = staticmethod(credential_of)
+
     def authenticate(self, headers: Mapping[bytes, bytes]) -> Principal:
-        """Who sent these headers. Raises Unauthorized.
+        """Who sent these headers. Raises Unauthorized."""
+        return self.identify(credential_of(headers))
+
+    def identify(self, credential: Credential | None) -> Principal:
+        """Whose credential this is now. Raises Unauthorized.
 
         A key that is not well-formed is looked up nowhere. Found is a key by its public id, and then the hashes are
         compared in constant time.
         """
-        key = from_headers(headers)
-        if key is None:
+        if credential is None:
             raise self._refused(
                 "missing",
                 "No API key was sent: add the header 'Authorization: Bearer hst_…' (the first key is "
                 "HOSTLER_ADMIN_KEY in .env; more are made with POST /api/keys)",
             )
-        given = digest(key)
-        known = self._known.get(id_of(key)) if well_formed(key) else None
+        given = credential.digest
+        known = self._known.get(credential.key_id) if credential.key_id else None
         if known is None or not (compare_digest(known.digest, given) or known.succeeds(given, self._clock())):
             if compare_digest(self._admin_digest, given):
                 return self._admin
-            if self.people is not None and looks_like_token(key):
-                return self._person(self.people, key)
-            raise self._unknown(key)
+            if self.people is not None and looks_like_token(credential.text):
+                return self._person(self.people, credential.text)
+            raise self._unknown(credential)
         principal = known.principal
         if principal.expires_at is not None and principal.expires_at <= self._clock():
             raise self._refused("expired", "This API key has expired: ask an admin for a new one", principal.key_id)
@@ -131,13 +136,13 @@ class Keyring:
             raise TokenUnverified("This sign-in token was not verified: sign in again, or use an API key")
         return person
 
-    def _unknown(self, key: bytes) -> Unauthorized:
-        fine = well_formed(key)
+    def _unknown(self, credential: Credential) -> Unauthorized:
+        fine = credential.key_id != ""
         hint = "" if fine else " (it is not even well-formed: was it copied whole?)"
         return self._refused(
             "unknown" if fine else "malformed",
             f"This API key is not known{hint}: ask an admin for one, or see HOSTLER_ADMIN_KEY in .env",
-            id_of(key) if fine else "",
+            credential.key_id,
         )
 
     def _refused(self, reason: str, message: str, key_id: str = "") -> Unauthorized:
@@ -146,7 +151,11 @@ class Keyring:
 
     def authorize(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
         """As authenticate, and the key must have the scope. Raises Unauthorized, Forbidden."""
-        principal = self.authenticate(headers)
+        return self.verify(credential_of(headers), scope)
+
+    def verify(self, credential: Credential | None, scope: Scope) -> Principal:
+        """As authorize, for who has taken the credential out of the headers. Raises Unauthorized, Forbidden."""
+        principal = self.identify(credential)
         if not principal.may(scope):
             error = Forbidden(f"This API key has no scope '{scope}': use one that has, or ask an admin to make one")
             error.scope, error.who = scope.value, principal

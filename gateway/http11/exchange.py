@@ -9,7 +9,7 @@ import asyncio
 import io
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.errors import BodyTooLarge, HeaderTooLarge, RequestTimeout
 
@@ -44,12 +44,25 @@ class Wire(Protocol):
         ...
 
 
+class Familiar(Protocol):
+    """A head that has come before (`familiar.Head`)."""
+
+    meaning: Any
+    """What a handler has concluded from it: whoever has this head would conclude the same."""
+
+    def headers(self, length: bytes) -> Headers:
+        """The headers of a request whose body has this length."""
+        ...
+
+
 class Exchange:
     """A request, and the means to answer it. Header names are in lower case."""
 
     __slots__ = (
         "_chunked",
         "_head",
+        "_headers",
+        "_length",
         "_mute",
         "_parts",
         "_size",
@@ -59,8 +72,8 @@ class Exchange:
         "_wire",
         "cancels",
         "ended",
+        "familiar",
         "gone",
-        "headers",
         "keep_alive",
         "method",
         "old",
@@ -79,7 +92,11 @@ class Exchange:
         self.path = ""
         self.raw_path = b""
         self.query = b""
-        self.headers: Headers = []
+        self.familiar: Familiar | None = None
+        """The head, where it was not parsed again."""
+        self._headers: Headers | None = None
+        self._length = b""
+        """How long the body is, as a familiar head says it."""
         self.old = False
         """Whether it is HTTP/1.0: no chunks, and the connection ends with the answer."""
         self._told = False
@@ -105,7 +122,21 @@ class Exchange:
         self._chunked = False
         self._mute = False
 
+    @property
+    def headers(self) -> Headers:
+        """Names and values in their order. Those of a familiar head are made only if somebody asks."""
+        if self._headers is None:
+            self._headers = [] if self.familiar is None else self.familiar.headers(self._length)
+        return self._headers
+
     # the request's body
+
+    def take_all(self, body: bytes, length: bytes) -> None:
+        """Take a body that has come whole with its head; `length` is its length as the head has it."""
+        self._parts.append(body)
+        self._size = len(body)
+        self._length = length
+        self.whole = True
 
     def take_in(self, part: bytes) -> bool:
         """Keep a piece of the body. Returns whether reading should go on."""

@@ -5,7 +5,7 @@ did so too. The parser sees nothing of those that are recognised, and stands at 
 """
 
 import re
-from typing import NamedTuple
+from typing import Any
 
 from gateway.http11.exchange import Exchange, Headers, Wire
 
@@ -19,18 +19,26 @@ TRIES = 4
 """Heads that are kept in vain before no more are: this client has another one each time."""
 
 
-class Head(NamedTuple):
+class Head:
     """A head on both sides of the body's length, and what it says."""
 
-    before: bytes
-    after: bytes
-    method: str
-    path: str
-    raw_path: bytes
-    query: bytes
-    headers: Headers
-    length_at: int
-    """Where the length stands among the headers."""
+    __slots__ = ("_headers", "_length_at", "after", "before", "meaning", "said")
+
+    def __init__(self, before: bytes, after: bytes, exchange: Exchange, length_at: int) -> None:
+        """`length_at`: where the length stands among the headers."""
+        self.before = before
+        self.after = after
+        self.said = exchange.method, exchange.path, exchange.raw_path, exchange.query
+        self.meaning: Any = None
+        """What a handler has concluded from it: whoever has this head would conclude the same."""
+        self._headers = exchange.headers
+        self._length_at = length_at
+
+    def headers(self, length: bytes) -> Headers:
+        """The headers of a request whose body has this length."""
+        headers = [*self._headers]
+        headers[self._length_at] = (b"content-length", length)
+        return headers
 
 
 class Memory:
@@ -56,11 +64,9 @@ class Memory:
         if not data.startswith(head.after, end) or not body or length != b"%d" % len(body):
             return None
         exchange = Exchange(wire)
-        exchange.method, exchange.path, exchange.raw_path, exchange.query = head[2:6]
-        headers = exchange.headers = [*head.headers]
-        headers[head.length_at] = (b"content-length", length)
-        exchange.take_in(body)
-        exchange.whole = True
+        exchange.method, exchange.path, exchange.raw_path, exchange.query = head.said
+        exchange.familiar = head
+        exchange.take_all(body, length)
         self._tries = TRIES
         return exchange
 
@@ -85,5 +91,4 @@ def head_of(data: bytes, exchange: Exchange) -> Head | None:
     at = names.index(b"content-length")
     if exchange.headers[at][1] != data[begin:behind] or int(data[begin:behind][:10]) != len(data) - end:
         return None
-    said = exchange.method, exchange.path, exchange.raw_path, exchange.query
-    return Head(data[:begin], data[behind:end], *said, exchange.headers, at)
+    return Head(data[:begin], data[behind:end], exchange, at)

@@ -1,7 +1,7 @@
 """The operations that are forwarded to engines: what is certain of their bodies, and no more. Pure."""
 
 from gateway.openapi.operation import EVENTS, JSON, TEXT, Operation, Parameter, Schema, rows, text, thing
-from gateway.proxy.route import INFERENCE_ROUTES
+from gateway.proxy.paths import INFERENCE_ROUTES
 from gateway.types import Scope
 
 SPEECH = "/v1/audio/"

@@ -1,49 +1,30 @@
 """One inference request on its way: what it asks for, and what has been sent to its client."""
 
-import os
-import re
 import time
-from collections.abc import Iterator
 from typing import Any, Protocol
 
 from gateway.errors import BadRequest
 from gateway.prices import Price
-from gateway.proxy.dialects import Dialect
+from gateway.proxy.head import Head, fresh_ids
 from gateway.proxy.meter import Meter, tokens
 from gateway.proxy.upstream import Sink
 from gateway.types import Priority, Sent, Used, Wish
 
 KEPT = 1024 * 1024
 """Bytes of a request, and of its answer, that are captured at most."""
-PRIORITIES = {b"": Priority.INTERACTIVE} | {level.name.lower().encode(): level for level in Priority}
-REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-FORWARDED = (b"accept", b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta")
-"""Request headers an engine gets. Credentials and cookies stay here."""
 DROPPED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date", b"upgrade", b"trailer"})
 """Response headers that belong to the connection behind us."""
-JSON = b"application/json"
-ENGINE_HEAD = b"%b %b HTTP/1.1\r\nhost: engine\r\nx-request-id: %b\r\n%bcontent-type: %b\r\ncontent-length: %d\r\n\r\n"
 OWN_LINES = (
     b"x-request-id: %b\r\nx-hostler-worker: %b\r\nx-hostler-queue-ms: %d\r\n"
     b"x-hostler-wake-ms: %d\r\nx-hostler-engine-ms: %d\r\n"
 )
 
 
-def _fresh_ids() -> Iterator[bytes]:
-    """Random ids of 32 hex digits, some hundred for each question to the kernel."""
-    while True:
-        digits = os.urandom(16 * 256).hex().encode()
-        for at in range(0, len(digits), 32):
-            yield digits[at : at + 32]
+class Familiar(Protocol):
+    """A head that its connection knows again (`http11.familiar.Head`)."""
 
-
-fresh_ids = _fresh_ids()
-
-
-def request_id(headers: dict[bytes, bytes]) -> bytes:
-    """The caller's `x-request-id` where it is usable, else a fresh one of 32 hex digits."""
-    given = headers.get(b"x-request-id")
-    return given if given and REQUEST_ID.fullmatch(given) else next(fresh_ids)
+    meaning: Any
+    """What the proxy has read in it (`Head`), once it has: it says the same for every request that has it."""
 
 
 class Client(Sink, Protocol):
@@ -52,12 +33,21 @@ class Client(Sink, Protocol):
     method: str
     path: str
     query: bytes
-    headers: list[tuple[bytes, bytes]]
     started: bool
     """Whether the client has been sent a status."""
     ended: bool
     """Whether the client has been sent a whole answer."""
     gone: bool
+
+    @property
+    def familiar(self) -> Familiar | None:
+        """Its head, where its connection knew it again."""
+        ...
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Names in lower case and values, in their order."""
+        ...
 
     @property
     def peer(self) -> str | None:
@@ -92,14 +82,14 @@ class Ticket(Protocol):
 class Call:
     """Everything about one request; only its own task touches it."""
 
-    def __init__(self, client: Client, dialect: Dialect) -> None:
-        self.method = client.method
-        self.path = client.path
-        self.query = client.query
-        self.headers = dict(client.headers)
-        self.id = request_id(self.headers)
+    def __init__(self, client: Client, head: Head) -> None:
+        self.head = head
+        self.method = head.method
+        self.path = head.path
+        """As the client has it; once it is known to be one that is forwarded, as engines have it."""
+        self.dialect = head.dialect
+        self.id = head.given_id or next(fresh_ids)
         self.client = client
-        self.dialect = dialect
         self.body = b""
         self.wish = Wish()
         self.hides_usage = False
@@ -133,13 +123,8 @@ class Call:
 
     def upstream_head(self) -> bytes:
         """The request's head as the engine gets it."""
-        target = self.path.encode("latin-1", "replace") + (b"?" + self.query if self.query else b"")
-        headers = self.headers
-        forwarded = b"".join([b"%b: %b\r\n" % (name, headers[name]) for name in FORWARDED if name in headers])
-        kind = headers.get(b"content-type", JSON)
-        # whatever a client calls its JSON (curl -d says it is a form), the engine takes it under one name only
-        kind = kind if kind.lower().startswith(b"multipart/") else JSON
-        return ENGINE_HEAD % (self.method.encode(), target, self.id, forwarded, kind, len(self.body))
+        head = self.head
+        return b"%b%b%b%d\r\n\r\n" % (head.before_id, self.id, head.before_length, len(self.body))
 
     def sent(self, answer: bytearray, status: int) -> Sent:
         """What was asked and answered, for a key whose requests are captured."""
@@ -181,25 +166,20 @@ class Call:
     @property
     def may_wait(self) -> bool:
         """Whether its caller has said how long it would wait."""
-        return b"x-hostler-timeout" in self.headers
+        return self.head.timeout is not None
 
     def patience(self, most: float) -> float:
         """Seconds this request may wait in all: `x-hostler-timeout`, at most `most`. Raises BadRequest."""
-        given = self.headers.get(b"x-hostler-timeout")
-        if given is None:
+        seconds = self.head.timeout
+        if seconds is None:
             return most
-        try:
-            seconds = float(given)
-        except ValueError:
-            seconds = -1.0
-        if not 0 <= seconds < float("inf"):
+        if seconds < 0:
             raise BadRequest("The header x-hostler-timeout takes a number of seconds, such as 30")
         return min(seconds, most)
 
     def asked_priority(self) -> Priority:
         """What `x-hostler-priority` asks for; interactive where it is not sent. Raises BadRequest."""
-        given = self.headers.get(b"x-hostler-priority", b"")
-        priority = PRIORITIES.get(given.strip().lower() if given else given)
+        priority = self.head.priority
         if priority is None:
             raise BadRequest("The header x-hostler-priority takes 'interactive' or 'batch'")
         return priority

@@ -24,11 +24,13 @@ from gateway.metrics import Metrics
 from gateway.prices import Price
 from gateway.proxy.bulk import LARGE, check_bulk
 from gateway.proxy.call import Call, Client, Ticket
-from gateway.proxy.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect, error_event
+from gateway.proxy.dialects import RESPONSES, error_event
 from gateway.proxy.estimate import estimate
 from gateway.proxy.form import is_form
+from gateway.proxy.head import Head
 from gateway.proxy.heartbeats import with_heartbeats
 from gateway.proxy.hygiene import Hygiene
+from gateway.proxy.paths import USAGE_OPTION_ROUTES
 from gateway.proxy.peek import ABSENT, Peek, peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
@@ -37,32 +39,8 @@ from gateway.types import Allowable, Estimate, Principal, Scope, Sent, Used, Wis
 
 log = structlog.get_logger(__name__)
 
-INFERENCE_ROUTES: dict[str, Dialect] = {
-    "/v1/chat/completions": OPENAI,
-    "/v1/completions": OPENAI,
-    "/v1/embeddings": OPENAI,
-    "/v1/responses": RESPONSES,
-    "/v1/rerank": OPENAI,
-    "/v1/score": OPENAI,
-    "/v1/pooling": OPENAI,
-    "/v1/classify": OPENAI,
-    "/v1/messages": ANTHROPIC,
-    "/v1/messages/count_tokens": ANTHROPIC,
-    "/tokenize": OPENAI,
-    "/detokenize": OPENAI,
-    "/v1/audio/transcriptions": OPENAI,
-    "/v1/audio/translations": OPENAI,
-}
-"""Every path that is forwarded, all of them POST. Any other engine route is answered 404 by the router."""
-
-USAGE_OPTION_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions"})
-"""Routes whose streams tell their usage only if asked to; those of the others always do."""
-
 WAITS = b": waiting for the limits of this key or endpoint\n\n"
 """What a stream is told meanwhile."""
-
-ENGINE_PATHS = {"/v1/pooling": "/pooling", "/v1/classify": "/classify"}
-"""Where vLLM serves a route under another path than ours."""
 
 
 class Target(Protocol):
@@ -92,7 +70,11 @@ class Target(Protocol):
 class Gatekeeper(Protocol):
     """Who may do what (`access.keyring.Keyring`)."""
 
-    def authorize(self, headers: Mapping[bytes, bytes], scope: Scope) -> Principal:
+    def credential(self, headers: Mapping[bytes, bytes]) -> Any:
+        """What these headers sign in with, and all that follows from them alone: the same each time."""
+        ...
+
+    def verify(self, credential: Any, scope: Scope) -> Principal:
         """Raise Unauthorized or Forbidden; TokenUnverified where `sign_in` has to look first."""
         ...
 
@@ -194,7 +176,9 @@ class InferenceEntry:
 
     async def __call__(self, client: Client) -> None:
         """Answer one request, whatever happens."""
-        call = Call(client, INFERENCE_ROUTES.get(client.path, RESPONSES))
+        familiar = client.familiar
+        head: Head | None = familiar.meaning if familiar is not None else None
+        call = Call(client, head or self._read_head(client))
         error: GatewayError | None = None
         try:
             await self._answer(call)
@@ -223,23 +207,32 @@ class InferenceEntry:
         if call.tap is not None:
             self._capture(call.sent(call.tap.kept, call.status if error is None else error.status))
 
+    def _read_head(self, client: Client) -> Head:
+        """What the client's head says; kept where its connection will know the same head again."""
+        headers = dict(client.headers)
+        head = Head(client.method, client.path, client.query, headers, self._gatekeeper.credential(headers))
+        if client.familiar is not None:
+            client.familiar.meaning = head
+        return head
+
     async def _answer(self, call: Call) -> None:
+        head = call.head
         try:
-            principal = self._gatekeeper.authorize(call.headers, Scope.INFERENCE)
+            principal = self._gatekeeper.verify(head.credential, Scope.INFERENCE)
         except TokenUnverified:
-            principal = await self._gatekeeper.sign_in(call.headers, Scope.INFERENCE)
+            principal = await self._gatekeeper.sign_in(head.headers, Scope.INFERENCE)
         if self._sign_ins.limited:
             self._sign_ins.admit(principal, call.client.peer, call.client.headers)
         call.key = principal.key_id
         if call.key in self._captured:
             call.tap = Tap(call.client)
             call.client = cast("Client", call.tap)
-        call.path = call.path.rstrip("/")
-        if call.path.startswith("/v1/responses/"):
+        call.path = head.route
+        if head.about_response:
             await self._answer_about_response(call, principal)
             return
-        if call.method != "POST":
-            raise MethodNotAllowed.but("POST", call.method, call.path)
+        if head.method != "POST":
+            raise MethodNotAllowed.but("POST", head.method, head.route)
         call.body = await call.client.body(self._max_body_bytes, self._body_seconds)
         large = len(call.body) > LARGE
         asked = await self._read_large(call, principal) if large else self._read(call, principal)
@@ -247,7 +240,7 @@ class InferenceEntry:
         if quotas is not None:
             asks = (call.path, asked, call.price)
             await self._enter(call, quotas, await self._aside(estimate, *asks) if large else estimate(*asks))
-        call.path = ENGINE_PATHS.get(call.path, call.path)
+        call.path = head.engine_path
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)
         else:
@@ -257,7 +250,7 @@ class InferenceEntry:
         """What the body asks for, filled in; what the engine must be told otherwise is spliced in."""
         # a key may ask for less than it may have, never for more
         priority = max(call.asked_priority(), principal.priority)
-        kind = call.headers.get(b"content-type", b"")
+        kind = call.head.kind
         asked = peek(call.body, kind)
         target = self._resolve(asked.model, principal.may_use)
         call.stream, call.endpoint, call.price = asked.stream, target.name, target.price
@@ -274,7 +267,7 @@ class InferenceEntry:
 
     async def _read_large(self, call: Call, principal: Principal) -> Peek:
         """The same beside the event loop."""
-        if not is_form(call.headers.get(b"content-type", b"")):
+        if not is_form(call.head.kind):
             await self._aside(check_bulk, call.body)
         return await self._aside(self._read, call, principal)
 

@@ -10,8 +10,13 @@ class Tap:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self.method, self.path, self.query, self.headers = client.method, client.path, client.query, client.headers
+        self.method, self.path, self.query, self.familiar = client.method, client.path, client.query, client.familiar
         self.kept = bytearray()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """As the client says."""
+        return self._client.headers
 
     @property
     def started(self) -> bool:

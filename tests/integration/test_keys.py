@@ -14,6 +14,7 @@ import pytest
 from gateway.types import Priority
 from tests.engine_simulator.configuration import Simulation
 from tests.support.issuer import AUDIENCE, Issuer
+from tests.support.raw_http import RawConnection
 from tests.support.stack import Stack, bearer, chat, running_stack
 from tests.support.waiting import wait_until
 
@@ -63,6 +64,25 @@ def test_a_changed_key_is_felt_by_the_next_request(stack: Stack) -> None:
     refused = stack.client.patch(f"/api/keys/{key_id}", json={"scopes": []})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "scopes")
     assert stack.client.get(f"/api/keys/{key_id}").json() == changed.json()
+
+
+def test_a_connection_that_repeats_its_head_is_asked_for_its_key_each_time(stack: Stack) -> None:
+    key_id, key = new_key(stack)
+    name = 'hostler_sign_ins_failed_total{reason="unknown"}'
+    before = stack.metrics().get(name, 0)
+    ids, statuses = set(), []
+    with RawConnection(stack.port) as connection:
+        for step in range(7):
+            if step == 4:
+                assert stack.client.delete(f"/api/keys/{key_id}").status_code == 204
+            connection.post(CHAT, chat("first", "x" * step), key)
+            answer = connection.answer()
+            connection.received = b""
+            ids.add(answer.headers["x-request-id"])
+            statuses.append(answer.status)
+    assert statuses == [200] * 4 + [401] * 3
+    assert len(ids) == 7
+    assert stack.metrics()[name] == before + 3
 
 
 def test_a_rotated_key_serves_beside_its_successor_and_counts_as_the_same(stack: Stack) -> None:

@@ -172,3 +172,22 @@ async def test_a_client_with_another_head_each_time_is_soon_not_compared_any_mor
     memory: Memory = client.connection._memory
     assert memory.recall(raw, client.connection) is None
     client.leave()
+
+
+async def test_what_a_handler_concludes_from_a_head_is_there_for_requests_with_this_head_and_no_other() -> None:
+    client = Client()
+    seen: list[object] = []
+
+    async def handler(exchange: Exchange) -> None:
+        familiar = exchange.familiar
+        seen.append(None if familiar is None else familiar.meaning)
+        if familiar is not None:
+            familiar.meaning = familiar.meaning or (exchange.path, len(seen))
+        await client.note(exchange)
+
+    type(client.connection).direct = staticmethod(lambda _path: handler)
+    for head in (0, 0, 0, 0, 2, 2, 2, 0, 0, 0):
+        await client.send(request(head, 1, b"x" * (head + 1)))
+    first, other, again = ("/direct/a b", 3), ("/direct/other", 6), ("/direct/a b", 9)
+    assert seen == [None, None, None, first, None, None, other, None, None, again]
+    client.leave()

@@ -274,3 +274,54 @@ async def test_whoever_audits_is_told_of_failed_sign_ins_and_of_every_change(key
         ("sign_in_failed", "", "missing"),
     ]
     assert names[:3] + names[4:5] == [("", "app"), ("app", "other"), ("other", "other"), ("other", "")]
+
+
+async def test_a_credential_that_is_kept_opens_what_its_headers_open_now(keyring: Keyring, clock: Clock) -> None:
+    """A connection takes the credential out of a head once; whether it opens is asked for each request."""
+    told: list[AccessEvent] = []
+    stored, key = await keyring.create(KeySpec(name="app", expires_at=2_000.0))
+    texts = [key, key[:-1], "eyJ.a.b", ADMIN_KEY, mint()[1]]
+    kept = [keyring.credential(bearer(text)) for text in texts]
+    keyring.noticed = told.append
+
+    def outcomes(scope: Scope) -> list[str]:
+        """Of each credential, which must be the same whether it was kept or not."""
+        seen = []
+        for text, credential in zip(texts, kept, strict=True):
+            answers = []
+            for check in (
+                lambda c=credential: keyring.verify(c, scope),
+                lambda t=text: keyring.authorize(bearer(t), scope),
+            ):
+                before = len(told)
+                try:
+                    answer = check().key_id
+                except (Unauthorized, Forbidden) as error:
+                    answer = error.message
+                answers.append((answer, told[before:]))
+            assert answers[0] == answers[1]
+            seen.append(answers[0][0])
+        return seen
+
+    others = outcomes(Scope.INFERENCE)[1:]
+    assert others[2] == "admin"
+    assert outcomes(Scope.INFERENCE)[0] == stored.id
+    assert "no scope 'metrics'" in outcomes(Scope.METRICS)[0]
+    await keyring.change(stored.id, {"scopes": ["metrics"]})
+    assert outcomes(Scope.METRICS)[0] == stored.id
+    assert "no scope 'inference'" in outcomes(Scope.INFERENCE)[0]
+    await keyring.change(stored.id, {"scopes": ["inference"]})
+    await keyring.rotate(stored.id, 10.0)
+    assert outcomes(Scope.INFERENCE)[0] == stored.id
+    clock.now += 10.0
+    assert "is not known" in outcomes(Scope.INFERENCE)[0]
+    _, key = await keyring.rotate(stored.id, 0.0)
+    texts[0], kept[0] = key, keyring.credential(bearer(key))
+    assert outcomes(Scope.INFERENCE)[0] == stored.id
+    clock.now = 2_000.0
+    assert "has expired" in outcomes(Scope.INFERENCE)[0]
+    await keyring.change(stored.id, {"expires_at": None})
+    assert outcomes(Scope.INFERENCE) == [stored.id, *others]
+    await keyring.revoke(stored.id)
+    assert "is not known" in outcomes(Scope.INFERENCE)[0]
+    assert keyring.credential({}) is None

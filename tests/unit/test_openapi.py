@@ -14,7 +14,7 @@ from gateway.errors import GatewayError
 from gateway.openapi.document import ALL, document
 from gateway.openapi.inference import FORWARDED
 from gateway.openapi.operations import ROUTED
-from gateway.proxy.route import INFERENCE_ROUTES
+from gateway.proxy.paths import INFERENCE_ROUTES
 from tests.unit.test_errors import tree
 
 DOCUMENT = json.loads(document())

@@ -12,6 +12,7 @@ import pytest
 from gateway.errors import BadRequest, EngineBroke, EngineTooSlow, GatewayError, NotFound, NoWorker, Unauthorized
 from gateway.proxy.call import Call
 from gateway.proxy.dialects import OPENAI, RESPONSES, Dialect
+from gateway.proxy.head import Head
 from gateway.proxy.pool import IDLE_LIMIT, Pool
 from gateway.proxy.relay import Relay
 from gateway.proxy.upstream import Connection
@@ -51,12 +52,14 @@ class Client:
         self, dialect: Dialect = OPENAI, *, stream: bool = False, headers: dict[bytes, bytes] | None = None
     ) -> None:
         self.headers = list((headers or {}).items())
+        self.familiar = None
         self.when_free: Callable[[], None] | None = None
         self.status = 0
         self.sent_headers: dict[bytes, bytes] = {}
         self.sent = b""
         self.started = self.ended = False
-        self.call = Call(self, dialect)
+        self.call = Call(self, Head(self.method, self.path, self.query, headers or {}))
+        self.call.dialect = dialect
         self.call.endpoint, self.call.stream, self.call.body = "a", stream, b"{}"
 
     async def body(self, _limit: int, _seconds: float) -> bytes:

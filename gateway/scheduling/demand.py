@@ -82,7 +82,7 @@ class Demand:
         if slot is None:
             slot = self.slots[worker.spec.id] = Slot(worker, self._engines / worker.socket, now)
             slot.on_trial = slot.id in self._on_trial
-            self._teams.setdefault(slot.endpoint, Team()).add(slot)
+            self._teams.setdefault(slot.endpoint, Team(self._clock)).add(slot)
         queue = self.queues.get(slot.endpoint)
         if worker.state is WorkerState.READY and (slot.state, slot.incarnation) != (worker.state, incarnation(worker)):
             slot.begin_anew(incarnation(worker), now)
@@ -229,11 +229,12 @@ class Demand:
         queue = self.queues.get(endpoint)
         if queue is None:
             return None
-        now = self._clock()
-        if self._waiting and not all(waiter.wish.adapter or waiter.avoided(now) for waiter in queue.waiters):
-            return None
-        slot = self._take(endpoint, queue, avoid, wish, now)
-        return Lease(slot, 0.0) if slot is not None else None
+        if self._waiting:
+            now = self._clock()
+            if not all(waiter.wish.adapter or waiter.avoided(now) for waiter in queue.waiters):
+                return None
+        slot = self._take(endpoint, queue, avoid, wish)
+        return slot.at_once if slot is not None else None
 
     def acquire_worker(self, worker_id: str) -> Lease | None:
         """A lease on this very worker if it is ready, drained or not: it alone holds what is asked for."""
@@ -241,7 +242,7 @@ class Demand:
         if slot is None or slot.state is not WorkerState.READY:
             return None
         slot.in_flight += 1
-        return Lease(slot, 0.0)
+        return slot.at_once
 
     async def acquire(self, endpoint: str, seconds: float, avoid: frozenset[str] = NOBODY, wish: Wish = ANY) -> Lease:
         """A lease on a worker of this endpoint, after waiting at most so many seconds; give it back with `release`.
@@ -316,21 +317,20 @@ class Demand:
     def _release_slot(self, slot: Slot) -> None:
         slot.in_flight -= 1
         slot.last_used = self._clock()
-        queue = self.queues.get(slot.endpoint)
-        if self._waiting and queue is not None and queue.waiters:
+        if self._waiting and (queue := self.queues.get(slot.endpoint)) is not None and queue.waiters:
             self._grant(slot.endpoint, queue)
         # an idle worker matters to the planner at once only where somebody waits for its place
         if slot.in_flight == 0 and (slot.draining or self._waiting):
             self.changed()
 
-    def _take(self, endpoint: str, queue: Queue, avoid: frozenset[str], wish: Wish, now: float) -> Slot | None:
+    def _take(self, endpoint: str, queue: Queue, avoid: frozenset[str], wish: Wish) -> Slot | None:
         team = self._teams.get(endpoint)
         if team is None:
             return None
         if wish.adapter:
             holders = self._adapters.holders(endpoint, wish.adapter, team)
-            return team.take(queue.per_worker, avoid, prefix_of(wish), now, holders)
-        return team.take(queue.per_worker, avoid, wish.prefix, now)
+            return team.take(queue.per_worker, avoid, prefix_of(wish), holders)
+        return team.take(queue.per_worker, avoid, wish.prefix)
 
     def _grant_everywhere(self) -> None:
         if self._waiting:
@@ -345,7 +345,7 @@ class Demand:
             if waiter.granted.done():
                 continue  # refused or cancelled, and about to leave
             avoid = waiter.avoided(now)
-            slot = self._take(endpoint, queue, avoid, waiter.wish, now)
+            slot = self._take(endpoint, queue, avoid, waiter.wish)
             if slot is not None:
                 waiter.granted.set_result(slot)
                 served.append(waiter)

@@ -1,6 +1,6 @@
 """Slots: the workers as requests see them, and how one of an endpoint's is picked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from gateway.scheduling.affinity import Memory, Trail
@@ -40,6 +40,8 @@ class Slot:
         """The LoRA adapters it has loaded, each with its revision."""
         self.adapter_failures: Mapping[str, str] = NO_ADAPTERS
         """Those it could not load, and why."""
+        self.at_once = Lease(self, 0.0)
+        """The lease of each request that need not wait; there is nothing in it that is one request's own."""
 
     def serves(self) -> bool:
         """Whether requests may be sent there, as far as it goes."""
@@ -82,7 +84,8 @@ class Lease:
 class Team:
     """The slots of one endpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._slots: list[Slot] = []
         self._window_ends = 0.0
 
@@ -101,9 +104,7 @@ class Team:
         """Requests on workers that are not draining."""
         return sum(slot.in_flight for slot in self._slots if not slot.draining)
 
-    def take(
-        self, ceiling: int, avoid: frozenset[str], prefix: bytes, now: float, among: list[Slot] | None = None
-    ) -> Slot | None:
+    def take(self, ceiling: int, avoid: frozenset[str], prefix: bytes, among: list[Slot] | None = None) -> Slot | None:
         """The slot for a request, counted as given; None while no worker can have it. `among`: one of these.
 
         A lone worker is taken without a look at the prompt; what it reads is remembered once there is a second one,
@@ -119,11 +120,12 @@ class Team:
             able = [slot for slot in ready if slot.in_flight < ceiling and slot.incarnation not in avoid]
             if not able:
                 return None
-            slot = self._choose(able, ready, prefix, now)
+            slot = self._choose(able, ready, prefix)
         slot.in_flight += 1
         return slot
 
-    def _choose(self, able: list[Slot], ready: list[Slot], prefix: bytes, now: float) -> Slot:
+    def _choose(self, able: list[Slot], ready: list[Slot], prefix: bytes) -> Slot:
+        now = self._clock()
         if now >= self._window_ends:
             self._turn_window(now)
         trail = Trail(prefix)

@@ -249,7 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _pass_on(self) -> None:
         if self.done or self._sink is None:
-            if self._held > READ_LIMIT:
+            if self._held > READ_LIMIT and not self.done:
                 self._pause()  # nobody takes it yet
             self._wake()  # the last piece is for whoever ends the answer
         elif self._chunks:

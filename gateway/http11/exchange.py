@@ -234,14 +234,15 @@ class Exchange:
         """Whether the client's socket is full: better to write no more for now."""
         return self._wire.blocked
 
-    def start(self, status: int, headers: Headers, lines: bytes = b"") -> None:
+    def start(self, status: int, headers: Headers, lines: bytes = b"", *, sized: bool = False) -> None:
         """Set status and headers; they go out with the first piece of the body, or with `flush`.
 
-        `lines`: further headers as they go out, each with its line's end; none that say how long the body is.
+        `lines`: further headers as they go out, each with its line's end; `sized`: one of them says how long the body
+        is, else none does.
         """
         self.started = True
         self._mute = status in BODILESS or self.method == "HEAD"
-        chunked = not (self._mute or self.old)
+        chunked = not (sized or self._mute or self.old)
         if self._wire.stopping or (
             not self.whole and self._expects()
         ):  # whether the client sends its body now is anybody's guess

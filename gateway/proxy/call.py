@@ -12,8 +12,6 @@ from gateway.types import Priority, Sent, Used, Wish
 
 KEPT = 1024 * 1024
 """Bytes of a request, and of its answer, that are captured at most."""
-DROPPED = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"server", b"date", b"upgrade", b"trailer"})
-"""Response headers that belong to the connection behind us."""
 OWN_LINES = (
     b"x-request-id: %b\r\nx-hostler-worker: %b\r\nx-hostler-queue-ms: %d\r\n"
     b"x-hostler-wake-ms: %d\r\nx-hostler-engine-ms: %d\r\n"
@@ -58,8 +56,13 @@ class Client(Sink, Protocol):
         """The request's whole body. Raises BodyTooLarge, RequestTimeout after so many seconds of silence."""
         ...
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
-        """Set status and headers; they go out with the first piece of the body. `lines`: more, as they go out."""
+    def start(
+        self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"", *, sized: bool = False
+    ) -> None:
+        """Set status and headers; they go out with the first piece of the body.
+
+        `lines`: more, as they go out; `sized`: one of them says how long the body is.
+        """
         ...
 
     def end(self, data: bytes = b"") -> None:
@@ -158,10 +161,10 @@ class Call:
         times = (round(self.waited * 1000), round(self.woke * 1000), self._engine_ms())
         return b": worker %s, queue-ms %d, wake-ms %d, engine-ms %d\n\n" % (self.worker.encode(), *times)
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        """Set the status; from here on the request can't be retried."""
+    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
+        """Set the status; from here on the request can't be retried. `lines`: all of the engine's, as they go out."""
         self.status = status
-        self.client.start(status, headers, self.own_lines())
+        self.client.start(status, headers, lines + self.own_lines(), sized=bool(lines))
 
     @property
     def may_wait(self) -> bool:

@@ -45,7 +45,7 @@ async def ask(pool: Pool, socket: Path, model: str) -> str:
 
 async def _post(pool: Pool, socket: Path, route: str, body: dict[str, Any]) -> tuple[int, bytes]:
     # not one that was kept: that it has gone meanwhile would say nothing about the engine
-    connection, _ = await pool.acquire(socket, fresh=True)
+    connection = await pool.connect(socket)
     try:
         content = msgspec.json.encode(body)
         head = b"POST %s HTTP/1.1\r\nhost: engine\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"

@@ -4,6 +4,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+from gateway.proxy.repeated import Memory
 from gateway.proxy.upstream import Connection, connect
 
 IDLE_SECONDS = 30.0
@@ -18,26 +19,36 @@ class Pool:
     def __init__(self, connect_seconds: float) -> None:
         self._connect_seconds = connect_seconds
         self._idle: dict[str, deque[tuple[float, Connection]]] = {}
+        self._memories: dict[str, Memory] = {}
+        """Of the engines' heads."""
 
-    async def acquire(self, socket: Path, *, fresh: bool = False) -> tuple[Connection, bool]:
-        """A connection, and whether it was used before. Raises OSError, TimeoutError if the engine takes none."""
-        name = str(socket)
-        idle = self._idle.get(name)
-        if idle and not fresh:
+    def take(self, socket: Path) -> Connection | None:
+        """A connection that was used before, if there is one."""
+        idle = self._idle.get(str(socket))
+        if idle:
             oldest = time.monotonic() - IDLE_SECONDS
             while idle:
                 since, connection = idle.pop()
                 if not connection.lost and since >= oldest:
-                    return connection, True
+                    return connection
                 connection.abort()
-        return await connect(name, self._connect_seconds), False
+        return None
+
+    async def connect(self, socket: Path) -> Connection:
+        """A fresh connection. Raises OSError, TimeoutError if the engine takes none."""
+        name = str(socket)
+        memory = self._memories.setdefault(name, Memory())
+        return await connect(name, self._connect_seconds, memory)
 
     def release(self, socket: Path, connection: Connection) -> None:
         """Take a connection back after a whole answer; anything else is closed."""
         if not connection.done or not connection.reusable or connection.lost:
             connection.abort()
             return
-        idle = self._idle.setdefault(str(socket), deque())
+        name = str(socket)
+        idle = self._idle.get(name)
+        if idle is None:
+            idle = self._idle[name] = deque()
         if len(idle) >= IDLE_LIMIT:
             connection.abort()
             return
@@ -56,6 +67,7 @@ class Pool:
                 idle.popleft()[1].abort()
             if not idle:
                 del self._idle[name]
+        self._memories = {name: memory for name, memory in self._memories.items() if name in self._idle}
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -63,3 +75,4 @@ class Pool:
             for _, connection in idle:
                 connection.abort()
         self._idle.clear()
+        self._memories.clear()

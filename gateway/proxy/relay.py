@@ -8,14 +8,22 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from gateway.errors import EngineBroke, EngineTooSlow, GatewayError, NotFound, Unauthorized
-from gateway.proxy.call import DROPPED, Call
+from gateway.proxy.call import Call
 from gateway.proxy.completion_stream import CompletionStream
 from gateway.proxy.dialects import OPENAI, RESPONSES, StreamEnd, error_event, heartbeat
 from gateway.proxy.heartbeats import STREAM_HEADERS, with_heartbeats
 from gateway.proxy.meter import BodyMeter
 from gateway.proxy.pool import Pool
+from gateway.proxy.repeated import forwarded
 from gateway.proxy.responses import Made, ResponseIds
-from gateway.proxy.upstream import Connection, UpstreamClosed, UpstreamError, UpstreamMalformed, UpstreamSilent
+from gateway.proxy.upstream import (
+    ChunkWatcher,
+    Connection,
+    UpstreamClosed,
+    UpstreamError,
+    UpstreamMalformed,
+    UpstreamSilent,
+)
 from gateway.settings import Settings
 from gateway.types import Wish
 
@@ -24,6 +32,7 @@ log = structlog.get_logger(__name__)
 ERROR_BODY_LIMIT = 64 * 1024
 """Bytes of an engine's error that are passed on inside a stream that has begun."""
 ATTEMPTS = 2
+NOBODY: frozenset[str] = frozenset()
 OURS_IN_STREAMS = frozenset({b"cache-control", b"content-length"})
 """What a stream's head says in our words: an error event, or usage that nobody asked for, changes its length."""
 
@@ -114,7 +123,7 @@ class Relay(Generic[LeaseT]):
         patience = call.patience(self._limits.queue_seconds)
         if call.waited:  # for its limits
             patience = max(0.0, patience - call.waited)
-        avoid: frozenset[str] = frozenset()
+        avoid = NOBODY
         for attempt in range(1, ATTEMPTS + 1):
             lease = self._leases.try_acquire(call.endpoint, avoid, call.wish) or await self._wait(call, patience, avoid)
             call.worker, call.waited, call.woke = lease.slot.id, call.waited + lease.waited, call.woke + lease.woke
@@ -175,15 +184,18 @@ class Relay(Generic[LeaseT]):
     async def _attempt(self, call: Call, socket: Path) -> None:
         connection = await self._open(call, socket)
         try:
-            await self._answer(call, connection)
+            if connection.lines and not call.client.started:
+                self._answer_at_once(call, connection)
+            else:
+                await self._answer(call, connection)
         finally:
             self._pool.release(socket, connection)
 
     async def _open(self, call: Call, socket: Path) -> Connection:
         """A connection whose answer has begun. Raises TryAnother, EngineTooSlow."""
-        fresh = False
+        reused = self._pool.take(socket)
         while True:
-            connection, reused = await self._connect(call, socket, fresh=fresh)
+            connection = reused or await self._connect(call, socket)
             try:
                 call.asked = time.perf_counter()
                 connection.request(call.upstream_head(), call.body)
@@ -192,8 +204,8 @@ class Relay(Generic[LeaseT]):
                 connection.abort()
                 if connection.answered:
                     raise EngineBroke(broke(call, "closed the connection inside its answer's header")) from closed
-                if reused:
-                    fresh = True  # the engine closed an idle connection as we took it: not one byte was answered
+                if reused is not None:
+                    reused = None  # the engine closed an idle connection as we took it: not one byte was answered
                     continue
                 raise TryAnother(EngineBroke(broke(call, "closed the connection before its answer"))) from closed
             except UpstreamMalformed as malformed:
@@ -210,22 +222,22 @@ class Relay(Generic[LeaseT]):
                 raise
             return connection
 
-    async def _connect(self, call: Call, socket: Path, *, fresh: bool) -> tuple[Connection, bool]:
+    async def _connect(self, call: Call, socket: Path) -> Connection:
         try:
-            return await self._pool.acquire(socket, fresh=fresh)
+            return await self._pool.connect(socket)
         except (OSError, TimeoutError) as problem:
             self._leases.mark_unreachable(call.worker)
             raise TryAnother(EngineBroke(broke(call, "takes no connection"))) from problem
 
+    def _answer_at_once(self, call: Call, connection: Connection) -> None:
+        """Give an answer on that was recognised: it is there, and no stream."""
+        call.answered = time.perf_counter()
+        call.start(connection.status, [], connection.lines)
+        call.client.end(connection.whole(self._metered(call)))
+
     async def _answer(self, call: Call, connection: Connection) -> None:
         call.answered = time.perf_counter()
-        streams, headers = False, []
-        for header in connection.headers:
-            name = header[0]
-            if name == b"content-type":
-                streams = b"text/event-stream" in header[1]
-            if name not in DROPPED:
-                headers.append(header)
+        streams, headers = forwarded(connection.headers)
         if call.client.started and not streams:
             await self._error_into_stream(call, connection)
             return
@@ -241,14 +253,17 @@ class Relay(Generic[LeaseT]):
             await self._pump_body(call, connection)
 
     async def _pump_body(self, call: Call, connection: Connection) -> None:
-        call.meter = meter = BodyMeter()
-        watcher = self.response_ids.watcher(made_by(call), meter) if call.dialect is RESPONSES else meter
         try:
-            last = await connection.pump(call.client, self._limits.stall_seconds, watcher)
+            last = await connection.pump(call.client, self._limits.stall_seconds, self._metered(call))
         except UpstreamError as problem:
             # a status and a length are out already: only a cut connection tells the client that this is not all
             raise EngineBroke(broke(call, f"broke off in the middle of its answer: {problem}")) from problem
         call.client.end(last)
+
+    def _metered(self, call: Call) -> ChunkWatcher:
+        """What is to see the body of an answer that is no stream."""
+        call.meter = meter = BodyMeter()
+        return self.response_ids.watcher(made_by(call), meter) if call.dialect is RESPONSES else meter
 
     async def _pump_stream(self, call: Call, connection: Connection) -> None:
         completes = call.dialect is OPENAI

@@ -56,9 +56,11 @@ class Tap:
         """The client's."""
         return await self._client.body(limit, seconds)
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
+    def start(
+        self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"", *, sized: bool = False
+    ) -> None:
         """To the client."""
-        self._client.start(status, headers, lines)
+        self._client.start(status, headers, lines, sized=sized)
 
     def flush(self) -> None:
         """To the client."""

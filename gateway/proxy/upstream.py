@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import httptools
 
+from gateway.proxy.repeated import OK, Headers, Memory
+
 HEADER_LIMIT = 64 * 1024
 """Bytes of an engine's response header; more is malformed."""
 READ_LIMIT = 256 * 1024
@@ -65,8 +67,10 @@ class Sink(Protocol):
 class Connection(asyncio.Protocol):
     """One connection, one request at a time: `request`, `head`, then `pump` or `read`."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: Memory | None = None) -> None:
+        """`memory`: of the engine's last head, shared by its connections."""
         self.transport: asyncio.Transport | None = None
+        self._memory = memory or Memory()
         self._loop = asyncio.get_running_loop()
         self._parser: Any = None
         self._waiter: asyncio.Future[None] | None = None
@@ -79,7 +83,10 @@ class Connection(asyncio.Protocol):
 
     def _reset(self) -> None:
         self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
+        self.headers: Headers = []
+        """Those of an answer that was parsed."""
+        self.lines = b""
+        """Of an answer that was recognised, and is whole: what of its head goes on, as it goes out."""
         self.answered = False
         self.done = False
         self.reusable = False
@@ -93,6 +100,8 @@ class Connection(asyncio.Protocol):
         self._watcher: ChunkWatcher | None = None
         self._heard = 0.0
         self._unasked = False
+        self._begins = False
+        """Whether a request was sent and nothing has come yet."""
 
     # what the relay calls
 
@@ -104,6 +113,7 @@ class Connection(asyncio.Protocol):
         if self.transport is None or self.lost:
             self._fail(UpstreamClosed("the connection was closed while idle"))
             return
+        self._begins = True
         if len(body) < SMALL_BODY:
             self.transport.write(head + body)
         else:
@@ -112,7 +122,9 @@ class Connection(asyncio.Protocol):
 
     async def head(self, seconds: float) -> None:
         """Wait until status and headers are there. Raises UpstreamClosed, UpstreamMalformed, UpstreamSilent."""
-        await self._wait_until(self._is_headed, seconds)
+        while self._in_headers and self._error is None:
+            await self._news(seconds)
+        self._check()
 
     async def read(self, seconds: float, limit: int) -> bytes:
         """The whole body, at most `limit` bytes of it. Raises as `head`."""
@@ -122,7 +134,13 @@ class Connection(asyncio.Protocol):
             if self.done:
                 return bytes(body)
             self._read_on()
-            await self._wait_until(self._has_some, seconds)
+            while not (self._chunks or self.done or self._error is not None):
+                await self._news(seconds)
+            self._check()
+
+    def whole(self, watcher: ChunkWatcher) -> bytes:
+        """The body of an answer that was recognised; it has come whole."""
+        return watcher.feed(self._take())
 
     async def pump(self, sink: Sink, stall_seconds: float, watcher: ChunkWatcher | None = None) -> bytes:
         """Forward the body as it comes until it is whole. Raises as `head`; what was written stays written.
@@ -143,7 +161,9 @@ class Connection(asyncio.Protocol):
             if not sink.blocked:
                 self._read_on()
             try:
-                await self._wait_until(self._is_done, stall_seconds)
+                while not self.done and self._error is None:
+                    await self._news(stall_seconds)
+                self._check()
             except asyncio.CancelledError:
                 self.abort()
                 raise
@@ -159,28 +179,15 @@ class Connection(asyncio.Protocol):
 
     # waiting
 
-    def _is_headed(self) -> bool:
-        return not self._in_headers
+    def _news(self, seconds: float) -> "asyncio.Future[None]":
+        """Done when something has come or gone wrong, which may not be what is waited for."""
+        waiter = self._waiter = self._loop.create_future()
+        self._heard = self._loop.time()
+        self._patience = seconds
+        self._watch_clock()
+        return waiter
 
-    def _is_done(self) -> bool:
-        return self.done
-
-    def _has_some(self) -> bool:
-        return self.done or bool(self._chunks)
-
-    async def _wait_until(self, ready: Callable[[], bool], seconds: float) -> None:
-        if not ready():
-            self._heard = self._loop.time()
-            self._patience = seconds
-            self._watch_clock()
-        while not ready():
-            if self._error is not None:
-                raise self._error
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+    def _check(self) -> None:
         if self._error is not None and not self.done:
             raise self._error
 
@@ -197,7 +204,7 @@ class Connection(asyncio.Protocol):
     def _tick(self) -> None:
         """Look how long the silence really is, and sleep on if it was broken."""
         self._timer = None
-        if self._waiter is None:
+        if self._waiter is None or self._waiter.done():
             return
         if self._sink is not None and self._sink.blocked:
             # it is the client that does not read; the engine is not to blame
@@ -208,8 +215,9 @@ class Connection(asyncio.Protocol):
             self._fail(UpstreamSilent(f"nothing came for {self._patience:g} s"))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
         if self._error is None:
@@ -222,6 +230,16 @@ class Connection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]  # a stream's transport, by construction
 
     def data_received(self, data: bytes) -> None:
+        begins, self._begins = self._begins, False
+        if begins and (known := self._memory.recall(data)) is not None:
+            # a whole answer, which the parser needs not see
+            self.lines, body = known
+            self._chunks.append(body)
+            self.status = OK
+            self._in_headers = False
+            self.done = self.reusable = True
+            self._wake()
+            return
         self._heard = self._loop.time()
         self.answered = True
         if self._parser is None or self.done:
@@ -245,6 +263,8 @@ class Connection(asyncio.Protocol):
             if self._header_bytes > HEADER_LIMIT:
                 self._malformed(f"its header is over {HEADER_LIMIT} bytes")
             return
+        if begins and self.reusable:
+            self._memory.learn(data, self.status, self.headers)
         self._pass_on()
 
     def _pass_on(self) -> None:
@@ -345,7 +365,7 @@ class Connection(asyncio.Protocol):
                 self._pause()
 
 
-async def connect(socket: str, seconds: float) -> Connection:
+async def connect(socket: str, seconds: float, memory: Memory | None = None) -> Connection:
     """A fresh connection to the engine that listens on this Unix socket. Raises OSError, TimeoutError.
 
     A link in the socket's place is refused. The folder is the engine's own: a link there could name another engine's
@@ -356,7 +376,7 @@ async def connect(socket: str, seconds: float) -> Connection:
     held = os.open(socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         async with asyncio.timeout(seconds):
-            _, connection = await loop.create_unix_connection(Connection, f"/proc/self/fd/{held}")
+            _, connection = await loop.create_unix_connection(lambda: Connection(memory), f"/proc/self/fd/{held}")
     finally:
         os.close(held)
     return connection

@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from gateway.errors import BadRequest, EngineBroke, EngineTooSlow, GatewayError, NotFound, NoWorker, Unauthorized
+from gateway.http11.exchange import Exchange
 from gateway.proxy.call import Call
 from gateway.proxy.dialects import OPENAI, RESPONSES, Dialect
 from gateway.proxy.head import Head
@@ -65,8 +68,11 @@ class Client:
     async def body(self, _limit: int, _seconds: float) -> bytes:
         return b"{}"
 
-    def start(self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"") -> None:
+    def start(
+        self, status: int, headers: list[tuple[bytes, bytes]], lines: bytes = b"", *, sized: bool = False
+    ) -> None:
         assert not self.started, "a second status"
+        assert sized == (b"content-length: " in lines)
         self.started = True
         self.status, self.sent_headers = status, dict(headers)
         self.sent_headers |= {
@@ -187,6 +193,79 @@ async def test_a_connection_is_used_again(house: House) -> None:
     for _ in range(5):
         assert await house.run(Client()) is None
     assert len(connections) == 1
+
+
+class Wire:
+    """A client's connection that notes what is written to it."""
+
+    blocked = False
+
+    def __init__(self, *, stopping: bool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.transport: Any = self
+        self.stopping = stopping
+        self.sent = b""
+
+    def write(self, data: bytes) -> None:
+        self.sent += data
+
+    def read_on(self) -> None:
+        """Nothing is held up."""
+
+    def answered(self, exchange: Exchange) -> None:
+        assert exchange.ended
+
+
+@pytest.mark.parametrize("kind", ["usual", "a response", "stopping", "HTTP/1.0", "HEAD"])
+async def test_an_answer_that_is_recognised_reaches_the_client_byte_for_byte_as_one_that_was_parsed(
+    house: House, kind: str
+) -> None:
+    dialect = RESPONSES if kind == "a response" else OPENAI
+    told = JSON.replace(b'"id"', b'"id":"resp_1","usage":{"prompt_tokens":3},"x"').replace(b": 11", b": 52")
+    socket = await house.engine("w1", answering(told))
+    seen = []
+    for _ in range(3):
+        wire = Wire(stopping=kind == "stopping")
+        exchange = Exchange(wire)
+        exchange.method = "HEAD" if kind == "HEAD" else "POST"
+        exchange.old = kind == "HTTP/1.0"
+        exchange.whole, exchange.keep_alive = True, not exchange.old
+        call = Call(exchange, Head(exchange.method, "/v1/responses", b"", {b"x-request-id": b"mine"}))
+        call.dialect = dialect
+        call.endpoint, call.key, call.body = "a", "k", b"{}"
+        await house.relay.run(call)
+        assert call.meter is not None
+        seen.append((re.sub(rb"(-engine-ms: )[0-9]+", rb"\1", wire.sent), call.meter.usage, call.status))
+        found = house.relay.response_ids._made.popitem() if house.relay.response_ids._made else None
+        assert (found is not None) == (dialect is RESPONSES)
+    ((_, idle),) = house.pool._idle[str(socket)]
+    assert idle.lines == b"content-type: application/json\r\ncontent-length: 52\r\n", "recognised in the end"
+    assert seen[0] == seen[1] == seen[2]
+    assert seen[0][1] is not None
+
+
+async def test_an_answer_that_is_recognised_does_not_pass_for_a_stream_that_has_begun(house: House) -> None:
+    await house.engine("w1", answering(JSON))
+    for _ in range(2):
+        assert await house.run(Client()) is None
+    client = Client(stream=True)
+    client.start(200, [])
+    error = await house.run(client)
+    assert isinstance(error, EngineBroke)
+    assert b"refused with status 200" in client.sent
+
+
+async def test_what_was_learned_of_an_engine_goes_with_it(house: House) -> None:
+    socket = await house.engine("w1", answering(JSON))
+    assert await house.run(Client()) is None
+    house.pool.sweep()
+    assert str(socket) in house.pool._memories
+    await house.run(Client(stream=True))
+    connection = house.pool.take(socket)
+    assert connection is not None
+    house.pool.sweep()
+    assert not house.pool._memories
+    connection.abort()
 
 
 async def test_a_whole_stream_is_forwarded_byte_for_byte_even_in_one_piece_with_its_head(house: House) -> None:
@@ -421,16 +500,16 @@ async def test_a_call_about_a_response_goes_to_the_worker_that_made_it(house: Ho
 async def test_the_pool_keeps_only_whole_answers_and_only_so_many() -> None:
     async with raw_server(answering(JSON)) as socket:
         pool = Pool(1.0)
-        fresh: list[Connection] = [(await pool.acquire(socket))[0] for _ in range(IDLE_LIMIT + 2)]
+        fresh: list[Connection] = [await pool.connect(socket) for _ in range(IDLE_LIMIT + 2)]
         pool.release(socket, fresh[0])
         assert not pool._idle, "nothing was answered on it"
         for connection in fresh[1:]:
             connection.done = connection.reusable = True
             pool.release(socket, connection)
         assert len(pool._idle[str(socket)]) == IDLE_LIMIT
-        assert (await pool.acquire(socket)) == (fresh[IDLE_LIMIT], True)
-        asked, used = await pool.acquire(socket, fresh=True)
-        assert not used
+        assert pool.take(socket) is fresh[IDLE_LIMIT]
+        asked = await pool.connect(socket)
+        assert asked not in fresh
         pool.sweep()
         pool.close()
         assert not pool._idle
@@ -440,4 +519,4 @@ async def test_the_pool_keeps_only_whole_answers_and_only_so_many() -> None:
 
 async def test_an_engine_that_is_not_there_is_an_os_error() -> None:
     with short_folder() as folder, pytest.raises(OSError, match="No such file"):
-        await Pool(1.0).acquire(folder / "engine.sock")
+        await Pool(1.0).connect(folder / "engine.sock")

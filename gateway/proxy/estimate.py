@@ -36,6 +36,8 @@ ANSWERS: dict[str, tuple[str, ...]] = {
 SHORT_TOKENS = 16
 """Of a completion that does not say how long it may be: vLLM's default for that route."""
 STARTS = b'"{'
+CHAT = b"[{"
+"""How messages begin."""
 FIRST = re.compile(rb'\[\s*["\[{]')
 """How a list begins whose entries are texts, lists or objects; tokens are numbers."""
 ARRAY = ord("[")
@@ -67,8 +69,11 @@ def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
     """
     if read.is_form:  # speech: engines tell no tokens of it
         return Estimate(0, 0)
-    asked = read.fields
-    prompt = _prompt_tokens(asked)
+    asked, text = read.fields, read.prefix
+    if len(text) <= MEDIA_BYTES and text.startswith(CHAT) and _has_only_messages(asked):
+        prompt = -(-len(text) // BYTES_A_TOKEN)  # as `_prompt_tokens` counts the messages, which are all of the prefix
+    else:
+        prompt = _prompt_tokens(asked)
     bounds = ANSWERS.get(path)
     dense = DENSE * prompt + TEMPLATE_TOKENS
     if bounds is None:
@@ -94,6 +99,15 @@ def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
         return Estimate(asks, asks, prompt, price, min(MOST, dense + count * most))
     likely, longest = min(MOST, prompt + count * OUTPUT_TOKENS), min(MOST, dense + count * LONG_TOKENS)
     return Estimate(prompt, likely, prompt, price, longest)
+
+
+def _has_only_messages(asked: Fields) -> bool:
+    """Whether nothing else is there that counts as a prompt: so it is with nearly all chats."""
+    return (
+        asked.tools is asked.instructions is asked.system is asked.prompt is asked.input is ABSENT
+        and asked.documents is asked.data_2 is asked.items is asked.text_2 is ABSENT
+        and asked.query is asked.queries is asked.text_1 is asked.data_1 is ABSENT
+    )
 
 
 def _prompt_tokens(asked: Fields) -> int:

@@ -17,6 +17,7 @@ from gateway.proxy.estimate import (
     SHORT_TOKENS,
     TEMPLATE_TOKENS,
     _counted,
+    _prompt_tokens,
     estimate,
 )
 from gateway.proxy.peek import peek
@@ -135,3 +136,14 @@ def test_an_image_or_a_sound_counts_as_one_and_not_by_its_bytes() -> None:
 def test_whatever_is_asked_for_the_sum_fits_into_the_database(fields: dict[str, object]) -> None:
     guess = of(CHAT, messages=MESSAGES, **fields)
     assert 0 < guess.least <= guess.likely <= 2**40
+
+
+PROMPTS = ("messages", "tools", "prompt", "input", "system", "instructions", "documents", "text_1", "queries", "items")
+CONTENTS = st.none() | st.lists(st.integers(0, 99)) | st.lists(st.fixed_dictionaries({"content": st.text()}))
+
+
+@given(st.dictionaries(st.sampled_from(PROMPTS), CONTENTS, max_size=3), CONTENTS, st.integers(0, 6_000))
+def test_a_plain_chat_counts_as_all_else_does(fields: dict[str, object], messages: object, more: int) -> None:
+    for body in ({"messages": messages}, {"messages": [{"content": "x" * more}]}, {"messages": messages, **fields}):
+        read = peek(msgspec.json.encode({"model": "m", **body}), b"application/json")
+        assert estimate(CHAT, read).prompt == _prompt_tokens(read.fields)

@@ -137,6 +137,15 @@ class Account:
         room_cost = self._most_cost - self._cost - self.reserved_cost - cost
         return self.doubt + doubt <= room and (not cost or self.doubt_cost + doubt_cost <= room_cost)
 
+    def admits(self, tokens: int, now: float, cost: int, doubt: int, doubt_cost: int) -> bool:
+        """What `fits`, and `is_sure` unless it takes no tokens: the quick way for nearly all requests."""
+        if cost:
+            return self.fits(tokens, now, cost) and (not tokens or self.is_sure(tokens, cost, doubt, doubt_cost))
+        if now >= self._ends:
+            self.reset(now)
+        room = self._most_tokens - self._tokens - self.reserved - tokens
+        return room >= 0 and (self.doubt + doubt <= room or not tokens or not (self.reserved or self.reserved_cost))
+
     def is_spent(self, tokens: int, now: float, cost: int = 0) -> bool:
         """Whether so much will not fit in this period whatever becomes of the requests that are under way."""
         self._look(now)
@@ -157,16 +166,23 @@ class Account:
         self.doubt += doubt
         self.doubt_cost += doubt_cost
 
-    def trust(self, doubt: int, doubt_cost: int) -> None:
-        """A request is over about which there was so much doubt."""
-        self.doubt -= doubt
-        self.doubt_cost -= doubt_cost
-
-    def settle(self, reserved: int, tokens: int, now: float, reserved_cost: int = 0, cost: int = 0) -> None:
-        """The request is over: what it took is spent, in the period that is now."""
-        self._look(now)
+    def settle(
+        self,
+        reserved: int,
+        tokens: int,
+        now: float,
+        reserved_cost: int = 0,
+        cost: int = 0,
+        doubt: int = 0,
+        doubt_cost: int = 0,
+    ) -> None:
+        """The request is over: what it took is spent, in the period that is now, and there is no doubt about it."""
+        if now >= self._ends:
+            self.reset(now)
         self.reserved -= reserved
         self.reserved_cost -= reserved_cost
+        self.doubt -= doubt
+        self.doubt_cost -= doubt_cost
         self._tokens += tokens
         self._cost += cost
 

@@ -9,13 +9,15 @@ import functools
 import heapq
 import itertools
 import math
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+
+import msgspec
 
 from gateway.access.budget import Account, Spent
 from gateway.access.quota import Hold, Now, Quota, Refusal
+from gateway.access.window import tick_of
 from gateway.errors import BudgetSpent, LimitReached, TooManyRequests, Unauthorized
 from gateway.types import Budget, Estimate, Limits
 
@@ -33,32 +35,31 @@ REQUEST_LINES, TOKEN_LINES = (
     for what in (b"requests", b"tokens")
 )
 State = tuple[int, int, float]
-NOT_LIMITED: State = (sys.maxsize, 0, 0.0)
 
 Headers = list[tuple[bytes, bytes]]
 Quotas = tuple[Quota, ...]
 
 
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True, gc=False):
     """A request that was let in; `settle` must follow, once."""
 
-    __slots__ = ("_gate", "_holds", "_quotas")
-
-    def __init__(self, gate: "Gate", quotas: Quotas, holds: list[Hold]) -> None:
-        self._gate = gate
-        self._quotas = quotas
-        self._holds = holds
+    gate: "Gate"
+    quotas: Quotas
+    holds: list[Hold]
 
     def lines(self) -> bytes:
         """`x-ratelimit-*` as they stand now, as lines of an answer's head."""
-        return told_in_lines(self._quotas, self._gate.now())
+        return told_in_lines(self.quotas, self.gate.steady())
 
     def settle(self, tokens: int, cost: int = 0) -> None:
         """The request is over, and took so many tokens and billionths of a unit."""
-        now = self._gate.now()
-        for hold in self._holds:
-            hold.quota.settle(hold, tokens, now, cost)
-        self._gate.freed(self._holds)
+        gate = self.gate
+        tick, unix = tick_of(gate.steady()), gate.unix()
+        for hold in self.holds:
+            hold.settle(tokens, tick, unix, cost)
+            if hold.account is not None:
+                gate.spent_more(hold.account)
+        gate.freed()
 
 
 class Waiter:
@@ -83,8 +84,8 @@ class Gate:
     """All quotas of keys and endpoints."""
 
     def __init__(self, steady: Callable[[], float] = time.monotonic, unix: Callable[[], float] = time.time) -> None:
-        self._steady = steady
-        self._unix = unix
+        self.steady = steady
+        self.unix = unix
         self._keys: dict[str, Quota] = {}
         self._endpoints: dict[str, Quota] = {}
         self._lines: dict[Quotas, deque[Waiter]] = {}
@@ -96,7 +97,7 @@ class Gate:
 
     def now(self) -> Now:
         """The time on both clocks."""
-        return Now(self._steady(), self._unix())
+        return Now(self.steady(), self.unix())
 
     # what the limits are
 
@@ -113,9 +114,9 @@ class Gate:
             if budget is None:
                 quota.account = None
             elif quota.account is None:
-                quota.account = Account(key_id, budget, self._unix(), spent)
+                quota.account = Account(key_id, budget, self.unix(), spent)
             else:
-                quota.account.change(budget, self._unix())
+                quota.account.change(budget, self.unix())
         self._let_in()
 
     def forget_key(self, key_id: str) -> None:
@@ -159,7 +160,7 @@ class Gate:
 
     def reset(self, account: Account) -> None:
         """Let a budget begin anew."""
-        account.reset(self._unix())
+        account.reset(self.unix())
         self.spent_more(account)
         self._let_in()
 
@@ -172,19 +173,24 @@ class Gate:
             return (other,) if other is not None else None
         return (key, other) if other is not None else (key,)
 
+    def try_enter(self, quotas: Quotas, estimate: Estimate) -> Ticket | None:
+        """Let a request in if it can go on at once, as nearly all can; None where it can't, which is for `enter`."""
+        if self._waiting and any(quota.waiting for quota in quotas):
+            return None
+        tokens, cost, doubt = _asks(quotas, estimate)
+        tick, unix = tick_of(self.steady()), self.unix()
+        for quota in quotas:
+            if not quota.admits(tokens, tick, unix, cost, doubt):
+                return None
+        return self._take(quotas, tick, tokens, cost, doubt)
+
     async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
-        now = self.now()
-        tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
-        cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
-        doubt = max(0, estimate.most - tokens)
-        if not self._waiting or not any(quota.waiting for quota in quotas):
-            for quota in quotas:
-                if not quota.admits(tokens, now, cost, doubt):
-                    break
-            else:
-                return self._take(quotas, now, tokens, cost, doubt)
-        _, refused = self._held_back(quotas, now, tokens, cost, doubt)
+        ticket = self.try_enter(quotas, estimate)
+        if ticket is not None:
+            return ticket
+        tokens, cost, doubt = _asks(quotas, estimate)
+        _, refused = self._held_back(quotas, self.now(), tokens, cost, doubt)
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
@@ -198,8 +204,8 @@ class Gate:
                 return quota, refused
         return quotas[0], None
 
-    def _take(self, quotas: Quotas, now: Now, tokens: int, cost: int, doubt: int) -> Ticket:
-        return Ticket(self, quotas, [quota.take(tokens, now, cost, doubt) for quota in quotas])
+    def _take(self, quotas: Quotas, tick: int, tokens: int, cost: int, doubt: int) -> Ticket:
+        return Ticket(self, quotas, [quota.take(tokens, tick, cost, doubt) for quota in quotas])
 
     def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
         kind = BudgetSpent if refused.is_budget else LimitReached
@@ -208,7 +214,7 @@ class Gate:
         if not never and refused.can_wait:
             hint += ", or send x-hostler-timeout to wait here"
         error = kind(f"{refused.why}: {hint}", retry_after=NEVER_SECONDS if never else math.ceil(refused.seconds))
-        error.more_headers = told(quotas, self.now())
+        error.more_headers = told(quotas, self.steady())
         if never or not refused.can_wait:
             error.more_headers.append((b"x-should-retry", b"false"))
         return error
@@ -258,11 +264,8 @@ class Gate:
         if granted.done() and not granted.cancelled() and granted.exception() is None:
             granted.result().settle(0)
 
-    def freed(self, holds: list[Hold]) -> None:
+    def freed(self) -> None:
         """A request is over: others may go on."""
-        for hold in holds:
-            if hold.account is not None:
-                self.spent_more(hold.account)
         if self._waiting:
             self._let_in()
 
@@ -287,7 +290,7 @@ class Gate:
             if not waiter.granted.done():  # else it has given up and is about to leave
                 quota, refused = self._held_back(quotas, now, *waiter.asks())
                 if refused is None:
-                    waiter.granted.set_result(self._take(quotas, now, *waiter.asks()))
+                    waiter.granted.set_result(self._take(quotas, tick_of(now.steady), *waiter.asks()))
                 elif refused.can_wait:
                     blocked.add(quota)
                     soonest = min(soonest, refused.seconds)
@@ -303,34 +306,47 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(pause, self._let_in)
 
 
-def states(quotas: Iterable[Quota], now: Now) -> tuple[State, State]:
+def _asks(quotas: Quotas, estimate: Estimate) -> tuple[int, int, int]:
+    """What to reserve of each of them: tokens, cost, and the tokens that it may take beyond."""
+    tokens = estimate.likely
+    if tokens != estimate.least:
+        tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
+    cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
+    return tokens, cost, max(0, estimate.most - tokens)
+
+
+def states(quotas: Quotas, now: float) -> tuple[State | None, State | None]:
     """Of requests and tokens: what is left, of how much, and the seconds until all of it is; of several the least."""
-    requests = tokens = NOT_LIMITED
-    steady = now.steady
+    requests = tokens = None
     for quota in quotas:
         if quota.requests is not None:
-            state = quota.requests.state(steady)
-            requests = state if requests is NOT_LIMITED else min(requests, state)
+            state = quota.requests.state(now)
+            if requests is None or state < requests:
+                requests = state
         if quota.tokens is not None:
-            state = quota.tokens.state(steady)
-            tokens = state if tokens is NOT_LIMITED else min(tokens, state)
+            state = quota.tokens.state(now)
+            if tokens is None or state < tokens:
+                tokens = state
     return requests, tokens
 
 
-def told_in_lines(quotas: Iterable[Quota], now: Now) -> bytes:
+def told_in_lines(quotas: Quotas, now: float) -> bytes:
     """`x-ratelimit-*` in OpenAI's words, as lines of a head: of several limits the one with the least left."""
     requests, tokens = states(quotas, now)
-    lines = b""
-    if requests is not NOT_LIMITED:
+    lines = reset = b""
+    if requests is not None:
         left, limit, seconds = requests
-        lines = REQUEST_LINES % (limit, left, duration(math.ceil(seconds * 1000)))
-    if tokens is not NOT_LIMITED:
+        reset = duration(math.ceil(seconds * 1000))
+        lines = REQUEST_LINES % (limit, left, reset)
+    if tokens is not None:
         left, limit, seconds = tokens
-        lines += TOKEN_LINES % (limit, left, duration(math.ceil(seconds * 1000)))
+        if requests is None or seconds != requests[2]:  # mostly both were last taken of together
+            reset = duration(math.ceil(seconds * 1000))
+        lines += TOKEN_LINES % (limit, left, reset)
     return lines
 
 
-def told(quotas: Iterable[Quota], now: Now) -> Headers:
+def told(quotas: Quotas, now: float) -> Headers:
     """The same as names and values, for errors."""
     parts = (line.partition(b": ") for line in told_in_lines(quotas, now).splitlines())
     return [(name, value) for name, _, value in parts]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.access.budget import Account
-from gateway.access.window import Bucket, Window
+from gateway.access.window import Bucket, Window, tick_of
 from gateway.prices import units
 from gateway.types import Estimate, Limits
 
@@ -33,17 +33,27 @@ class Refusal(NamedTuple):
     is_budget: bool = False
 
 
-class Hold(msgspec.Struct, frozen=True):
-    """What a request under way has taken of one quota."""
+class Hold(msgspec.Struct, frozen=True, gc=False):
+    """What a request under way has taken of one quota; `settle` must follow, once."""
 
     quota: "Quota"
-    reserved: int
-    window: Window | None
     bucket: Bucket | None
     account: Account | None
-    reserved_cost: int = 0
-    doubt: int = 0
+    tokens: int
+    cost: int
+    """Billionths of a unit."""
+    doubt: int
     """What it may take beyond, in tokens."""
+
+    def settle(self, tokens: int, tick: int, unix: float, cost: int = 0) -> None:
+        """The request is over, and took so many tokens, and billionths of a unit, in truth."""
+        self.quota.in_flight -= 1
+        reserved = self.tokens
+        if self.bucket is not None:
+            self.bucket.settle(reserved, tokens, tick)
+        if self.account is not None:
+            doubt_cost = _more(self.cost, reserved, self.doubt) if self.cost else 0
+            self.account.settle(reserved, tokens, unix, self.cost, cost, self.doubt, doubt_cost)
 
 
 class Taken(NamedTuple):
@@ -97,13 +107,13 @@ class Quota:
             return least
         return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
 
-    def admits(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> bool:
-        """Whether there is no `refusal`; the quick way for nearly all requests."""
-        requests, window = self.requests, self.tokens
+    def admits(self, tokens: int, tick: int, unix: float, cost: int = 0, doubt: int = 0) -> bool:
+        """Whether there is no `refusal`, in a tick of the windows' clock; the quick way for nearly all requests."""
+        account, requests, window = self.account, self.requests, self.tokens
         return (
-            (self.account is None or self._over_budget(tokens, now, cost, doubt) is None)
-            and (requests is None or requests.fits(1, now.steady))
-            and (window is None or window.fits(tokens, now.steady))
+            (account is None or account.admits(tokens, unix, cost, doubt, _more(cost, tokens, doubt) if cost else 0))
+            and (requests is None or requests.fits(1, tick))
+            and (window is None or window.fits(tokens, tick))
             and (self._concurrency is None or self.in_flight < self._concurrency)
         )
 
@@ -145,9 +155,10 @@ class Quota:
         )
 
     def _too_fast(self, tokens: int, now: Now) -> Refusal | None:
-        if self.requests is not None and not self.requests.fits(1, now.steady):
+        tick = tick_of(now.steady)
+        if self.requests is not None and not self.requests.fits(1, tick):
             return self._too_much("requests", self.requests, 1, now.steady)
-        if self.tokens is not None and not self.tokens.fits(tokens, now.steady):
+        if self.tokens is not None and not self.tokens.fits(tokens, tick):
             return self._too_much("tokens", self.tokens, tokens, now.steady)
         return None
 
@@ -166,16 +177,16 @@ class Quota:
         why = f"{self.whose} may have {self._concurrency} requests under way at once, and {self.in_flight} are"
         return Refusal(why, UNKNOWN_SECONDS, can_wait=True)
 
-    def take(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> Hold:
-        """Let a request go on; `settle` must follow."""
+    def take(self, tokens: int, tick: int, cost: int = 0, doubt: int = 0) -> Hold:
+        """Let a request go on; `settle` must follow, with the same amounts."""
         self.in_flight += 1
-        if self.requests is not None:
-            self.requests.take(1, now.steady)
-        if self.account is not None:
-            self.account.reserve(tokens, cost, doubt, _more(cost, tokens, doubt))
-        window = self.tokens
-        bucket = window.take(tokens, now.steady) if window is not None else None
-        return Hold(self, tokens, window, bucket, self.account, cost, doubt)
+        account, requests, window = self.account, self.requests, self.tokens
+        if account is not None:
+            account.reserve(tokens, cost, doubt, _more(cost, tokens, doubt) if cost else 0)
+        if requests is not None:
+            requests.take(1, tick)
+        bucket = window.take(tokens, tick) if window is not None else None
+        return Hold(self, bucket, account, tokens, cost, doubt)
 
     def taken(self, now: float) -> Taken:
         """What is taken of the last minute."""
@@ -190,16 +201,6 @@ class Quota:
             self.requests.put_back(taken.requests, passed, now)
         if self.tokens is not None:
             self.tokens.put_back(taken.tokens, passed, now)
-
-    def settle(self, hold: Hold, tokens: int, now: Now, cost: int = 0) -> None:
-        """The request is over, and took so many tokens, and billionths of a unit, in truth."""
-        self.in_flight -= 1
-        if hold.window is not None and hold.bucket is not None:
-            hold.window.settle(hold.bucket, hold.reserved, tokens, now.steady)
-        if hold.account is not None:
-            hold.account.settle(hold.reserved, tokens, now.unix, hold.reserved_cost, cost)
-            if hold.doubt:
-                hold.account.trust(hold.doubt, _more(hold.reserved_cost, hold.reserved, hold.doubt))
 
 
 def _more(cost: int, tokens: int, doubt: int) -> int:

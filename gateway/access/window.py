@@ -17,15 +17,31 @@ TICKS = 60 * TICKS_A_SECOND + 1
 class Bucket:
     """What was taken in one tick."""
 
-    __slots__ = ("amount", "tick")
+    __slots__ = ("amount", "free", "tick", "window")
 
-    def __init__(self, tick: int, amount: int) -> None:
+    def __init__(self, window: "Window", tick: int, amount: int) -> None:
+        self.window = window
+        """Of which it was taken."""
         self.tick = tick
         self.amount = amount
+        self.free = (tick + TICKS) / TICKS_A_SECOND
+        """When it is a minute old; seconds."""
+
+    def settle(self, reserved: int, amount: int, tick: int) -> None:
+        """What a request took in truth: less is given back to when it was taken, more is taken now."""
+        if amount > reserved:
+            self.window.take(amount - reserved, tick)
+        elif amount < reserved:
+            self.window.give_back(self, reserved - amount, tick)
+
+
+def tick_of(now: float) -> int:
+    """The tick in which a time lies."""
+    return int(now * TICKS_A_SECOND)
 
 
 class Window:
-    """At most `limit` units in any minute. Times are seconds of one clock that does not go back."""
+    """At most `limit` units in any minute. Times are seconds, or ticks, of one clock that does not go back."""
 
     __slots__ = ("_buckets", "_ends", "_taken", "limit")
 
@@ -38,20 +54,19 @@ class Window:
 
     def remaining(self, now: float) -> int:
         """Units that are free; never less than 0, though more may have been used than was estimated."""
-        self._forget(now)
+        self._forget(tick_of(now))
         return max(0, self.limit - self._taken)
 
-    def fits(self, amount: int, now: float) -> bool:
+    def fits(self, amount: int, tick: int) -> bool:
         """Whether so much can be taken now."""
-        if now * TICKS_A_SECOND >= self._ends:
-            self._forget(now)
+        if tick >= self._ends:
+            self._forget(tick)
         return self._taken + amount <= self.limit
 
-    def take(self, amount: int, now: float) -> Bucket:
-        """Take so much, whether it fits or not."""
-        tick = int(now * TICKS_A_SECOND)
+    def take(self, amount: int, tick: int) -> Bucket:
+        """Take so much, whether it fits or not; the bucket's `settle` may follow."""
         if tick >= self._ends:
-            self._forget(now)
+            self._forget(tick)
         self._taken += amount
         buckets = self._buckets
         if buckets:
@@ -61,49 +76,47 @@ class Window:
                 return bucket
         else:
             self._ends = tick + TICKS
-        bucket = Bucket(tick, amount)
+        bucket = Bucket(self, tick, amount)
         buckets.append(bucket)
         return bucket
 
-    def settle(self, bucket: Bucket, reserved: int, amount: int, now: float) -> None:
-        """What a request took in truth: less is given back to when it was taken, more is taken now."""
-        if amount > reserved:
-            self.take(amount - reserved, now)
-            return
-        tick = int(now * TICKS_A_SECOND)
+    def give_back(self, bucket: Bucket, amount: int, tick: int) -> None:
+        """So much of what was taken with this bucket was not needed."""
         if tick >= self._ends:
-            self._forget(now)
+            self._forget(tick)
         if bucket.tick > tick - TICKS:
-            self._taken -= reserved - amount
-            bucket.amount -= reserved - amount
+            self._taken -= amount
+            bucket.amount -= amount
 
     def seconds_until(self, amount: int, now: float) -> float:
         """Seconds until so much fits if nobody takes anything meanwhile; of more than the limit, until all is free."""
-        self._forget(now)
+        self._forget(tick_of(now))
         excess = self._taken + amount - self.limit
         if excess <= 0:
             return 0.0
         for bucket in self._buckets:
             excess -= bucket.amount
             if excess <= 0:
-                return _left(bucket, now)
+                return max(0.0, bucket.free - now)
         return self.seconds_until_free(now)
 
     def seconds_until_free(self, now: float) -> float:
         """Seconds until nothing is taken any more."""
-        self._forget(now)
-        return _left(self._buckets[-1], now) if self._buckets else 0.0
+        self._forget(tick_of(now))
+        return max(0.0, self._buckets[-1].free - now) if self._buckets else 0.0
 
     def state(self, now: float) -> tuple[int, int, float]:
         """`remaining`, the limit, and the seconds until all of it is free."""
         if now * TICKS_A_SECOND >= self._ends:
-            self._forget(now)
-        left = _left(self._buckets[-1], now) if self._buckets else 0.0
-        return max(0, self.limit - self._taken), self.limit, left
+            self._forget(tick_of(now))
+        left = self.limit - self._taken
+        seconds = self._buckets[-1].free - now if self._buckets else 0.0
+        return max(0, left), self.limit, max(0.0, seconds)
 
     def ages(self, now: float) -> list[tuple[int, int]]:
         """What is taken, by how many whole seconds ago: never longer ago than it was."""
-        tick = self._forget(now)
+        tick = tick_of(now)
+        self._forget(tick)
         sums: dict[int, int] = {}
         for bucket in self._buckets:
             if bucket.amount:
@@ -116,19 +129,13 @@ class Window:
         for age, amount in sorted(ages, reverse=True):
             if age + passed < TICKS / TICKS_A_SECOND:
                 # one tick late: nobody knows where in its tick it was taken
-                self._buckets.append(Bucket(int((now - passed - age) * TICKS_A_SECOND) + 1, amount))
+                self._buckets.append(Bucket(self, tick_of(now - passed - age) + 1, amount))
                 self._taken += amount
         self._ends = self._buckets[0].tick + TICKS if self._buckets else math.inf
 
-    def _forget(self, now: float) -> int:
-        """Let go of what is more than a minute old; the tick that is now."""
-        tick = int(now * TICKS_A_SECOND)
+    def _forget(self, tick: int) -> None:
+        """Let go of what is more than a minute old."""
         buckets = self._buckets
         while buckets and buckets[0].tick <= tick - TICKS:
             self._taken -= buckets.popleft().amount
         self._ends = buckets[0].tick + TICKS if buckets else math.inf
-        return tick
-
-
-def _left(bucket: Bucket, now: float) -> float:
-    return max(0.0, (bucket.tick + TICKS) / TICKS_A_SECOND - now)

@@ -124,6 +124,10 @@ class Gate(Protocol[QuotasT]):
         """What limits a request of this key for this endpoint; None: nothing does."""
         ...
 
+    def try_enter(self, quotas: QuotasT, estimate: Estimate) -> Ticket | None:
+        """Let a request in if it can go on at once; None where `enter` has to wait or to say why not."""
+        ...
+
     def enter(self, quotas: QuotasT, estimate: Estimate, patience: float) -> Coroutine[Any, Any, Ticket]:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
         ...
@@ -239,7 +243,11 @@ class InferenceEntry:
         quotas = self._gate.quotas(call.key, call.endpoint)
         if quotas is not None:
             asks = (call.path, asked, call.price)
-            await self._enter(call, quotas, await self._aside(estimate, *asks) if large else estimate(*asks))
+            guess = await self._aside(estimate, *asks) if large else estimate(*asks)
+            # nearly all have room, and say nothing of waiting, which would have to be read
+            call.ticket = None if call.may_wait else self._gate.try_enter(quotas, guess)
+            if call.ticket is None:
+                await self._enter(call, quotas, guess)
         call.path = head.engine_path
         if call.continues is not None:
             await self._relay.run_about_response(call, *call.continues)

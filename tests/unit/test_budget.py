@@ -64,8 +64,7 @@ def test_where_requests_were_guessed_too_low_it_is_overshot_by_what_one_of_them_
         else:
             amount, doubt = under_way.pop(which % len(under_way))
             took = (amount + doubt) * (which % 4 > 0)
-            kept.settle(amount, took, NOON, 3 * amount, 3 * took)
-            kept.trust(doubt, 3 * doubt)
+            kept.settle(amount, took, NOON, 3 * amount, 3 * took, doubt, 3 * doubt)
         assert kept.spent(NOON).tokens <= most + overshoot
         assert kept.spent(NOON).cost <= 3 * (most + overshoot)
     assert (kept.reserved, kept.doubt) == (sum(one for one, _ in under_way), sum(more for _, more in under_way))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.access.gate import Gate, Ticket, duration
+from gateway.access.window import tick_of
 from gateway.errors import BudgetSpent, LimitReached
 from gateway.prices import NANO_A_TOKEN, Price, units
 from gateway.types import Budget, Estimate, Limits, Period
@@ -129,7 +130,7 @@ async def test_who_may_wait_is_let_in_when_the_minute_has_passed() -> None:
     quotas = gate.quotas("k", "e")
     assert quotas is not None
     assert quotas[0].requests is not None
-    quotas[0].requests.take(1, loop.time() - 59.9)
+    quotas[0].requests.take(1, tick_of(loop.time() - 59.9))
     await enter(gate, patience=LONG)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.access.gate import Gate
 from gateway.access.minutes import FILE, Minutes
-from gateway.access.window import Window
+from gateway.access.window import Window, tick_of
 from gateway.errors import LimitReached
 from gateway.types import Estimate, Limits
 
@@ -126,7 +126,7 @@ def test_what_is_put_back_is_never_free_before_it_would_have_been_and_at_most_a_
     old = Window(10_000)
     for pause, amount in steps:
         now += pause
-        old.take(amount, now)
+        old.take(amount, tick_of(now))
     new = Window(10_000)
     new.put_back(old.ages(now), passed, 5.0)
     soon, late = new.remaining(5.0 + later), new.remaining(5.0 + later + 1.05)

@@ -3,14 +3,18 @@
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.access.budget import Account
 from gateway.access.quota import Now, Quota
-from gateway.prices import Price, billionths
+from gateway.access.window import tick_of
+from gateway.prices import Price, billionths, units
 from gateway.types import Budget, Estimate, Limits, Period
 
 START = Now(1_000.0, 1_000_000.0)
 LATER = Now(1_061.0, 1_000_061.0)
+TICK = tick_of(START.steady)
 
 
 def refusal_of(quota: Quota, tokens: int = 10, now: Now = START) -> tuple[str, float, bool]:
@@ -25,7 +29,7 @@ def test_each_limit_refuses_with_what_it_is_and_until_when() -> None:
     at_once = Quota("The endpoint 'x'", Limits(concurrency=1))
     for quota in (requests, tokens, at_once):
         assert quota.refusal(10, START) is None
-        quota.take(10, START)
+        quota.take(10, TICK)
     why, seconds, can_wait = refusal_of(requests, now=Now(1_010.0, 0.0))
     assert why == "The key 'app' may take 1 requests a minute, and 0 are left; this request may take 1"
     assert seconds == pytest.approx(50.01)
@@ -37,8 +41,8 @@ def test_each_limit_refuses_with_what_it_is_and_until_when() -> None:
 
 def test_what_a_request_did_not_take_is_free_for_the_next_one() -> None:
     quota = Quota("", Limits(tokens_per_minute=100, concurrency=1))
-    hold = quota.take(100, START)
-    quota.settle(hold, 30, START)
+    hold = quota.take(100, TICK)
+    hold.settle(30, TICK, START.unix)
     assert quota.refusal(70, START) is None
     assert refusal_of(quota, 71)[1] == pytest.approx(60.01)
 
@@ -53,11 +57,11 @@ def test_what_can_never_fit_is_not_to_be_waited_for() -> None:
 def test_a_spent_budget_is_not_waited_for_and_a_reserved_one_is() -> None:
     account = Account("key", Budget(tokens=100, period=Period.TOTAL), START.unix)
     quota = Quota("The key 'app'", None, account)
-    hold = quota.take(60, START)
+    hold = quota.take(60, TICK)
     why, _, can_wait = refusal_of(quota, 50)
     assert can_wait
     assert "budget of 100 tokens (total), of which 0 are spent and 60 reserved" in why
-    quota.settle(hold, 60, START)
+    hold.settle(60, TICK, START.unix)
     assert refusal_of(quota, 50)[1:] == (math.inf, False)
 
 
@@ -67,11 +71,11 @@ def test_a_budget_for_costs_reserves_by_the_price_and_says_what_is_left() -> Non
     price = Price(input=100, cached_input=10, output=1_000)
     asks = Estimate(300, 300, prompt=100, price=price)
     assert quota.cost(asks) == billionths(0.21)
-    hold = quota.take(300, START, quota.cost(asks))
+    hold = quota.take(300, TICK, quota.cost(asks))
     assert quota.refusal(300, START, quota.cost(asks)) is None
-    quota.settle(hold, 250, START, price.of_tokens(100, 100, 150))
+    hold.settle(250, TICK, START.unix, price.of_tokens(100, 100, 150))
     assert account.spent(START.unix).cost == billionths(0.151)
-    quota.take(300, START, quota.cost(asks))
+    quota.take(300, TICK, quota.cost(asks))
     refused = quota.refusal(300, START, quota.cost(asks))
     assert refused is not None
     assert refused.can_wait
@@ -96,18 +100,42 @@ def test_an_output_nobody_asked_for_is_cut_to_what_a_budget_for_costs_can_hold()
 
 def test_a_daily_budget_tells_the_seconds_until_midnight() -> None:
     quota = Quota("", None, Account("key", Budget(tokens=10, period=Period.DAY), START.unix))
-    quota.settle(quota.take(10, START), 10, START)
+    quota.take(10, TICK).settle(10, TICK, START.unix)
     assert refusal_of(quota)[1] == 86_400 - START.unix % 86_400
 
 
 def test_other_limits_keep_what_was_taken_and_none_forget_it() -> None:
     quota = Quota("", Limits(requests_per_minute=2, tokens_per_minute=50))
-    hold = quota.take(50, START)
+    hold = quota.take(50, TICK)
     quota.limit(Limits(requests_per_minute=1, tokens_per_minute=60))
     assert refusal_of(quota)[0].startswith(" may take 1 requests")
     quota.limit(None)
     assert quota.refusal(10**6, START) is None
     quota.limit(Limits(tokens_per_minute=50))
-    quota.settle(hold, 10, START)
+    hold.settle(10, TICK, START.unix)
     assert quota.refusal(50, START) is None
     assert quota.in_flight == 0
+
+
+@given(
+    st.tuples(*(st.none() | st.integers(1, 12) for _ in range(5))),
+    st.lists(st.tuples(st.integers(0, 12), st.integers(0, 9), st.integers(0, 12), st.integers(0, 4)), max_size=20),
+)
+def test_the_quick_way_admits_whoever_would_not_be_refused(
+    bounds: tuple[int | None, ...], asked: list[tuple[int, int, int, int]]
+) -> None:
+    """Requests and tokens a minute, requests at once; a budget in tokens, in billionths, in both or none."""
+    requests, tokens, at_once, most_tokens, most_cost = bounds
+    quota = Quota("", Limits(requests_per_minute=requests, tokens_per_minute=tokens, concurrency=at_once))
+    if most_tokens or most_cost:
+        budget = Budget(tokens=most_tokens, cost=units(most_cost) if most_cost else None)
+        quota.account = Account("key", budget, START.unix)
+    under_way = []
+    for takes, cost, doubt, ends in asked:
+        admitted = quota.admits(takes, TICK, START.unix, cost, doubt)
+        assert admitted == (quota.refusal(takes, START, cost, doubt) is None)
+        if admitted:
+            under_way.append(quota.take(takes, TICK, cost, doubt))
+        for hold in under_way[:ends]:
+            hold.settle(takes, TICK, START.unix, cost)
+        del under_way[:ends]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.access.window import TICKS, TICKS_A_SECOND, Bucket, Window
+from gateway.access.window import TICKS, TICKS_A_SECOND, Bucket, Window, tick_of
 
 MINUTE = 60.0
 QUARTER = TICKS_A_SECOND // 4
@@ -55,17 +55,17 @@ def test_it_admits_refuses_and_tells_as_the_slow_model_does(limit: int, steps: l
         now = tick / TICKS_A_SECOND
         if step.settles is not None and step.settles < len(under_way):
             bucket, charge, reserved = under_way.pop(step.settles)
-            window.settle(bucket, reserved, step.amount, now)
+            bucket.settle(reserved, step.amount, tick)
             model.settle(charge, step.amount, tick)
         else:
             fits = model.taken(tick) + step.amount <= limit
-            assert window.fits(step.amount, now) == fits
+            assert window.fits(step.amount, tick) == fits
             if step.amount <= limit:
                 waits = window.seconds_until(step.amount, now) * TICKS_A_SECOND
                 assert round(waits, 6) == model.ticks_until(step.amount, tick)
             if fits:
                 model.charges.append([tick, step.amount])
-                under_way.append((window.take(step.amount, now), model.charges[-1], step.amount))
+                under_way.append((window.take(step.amount, tick), model.charges[-1], step.amount))
         assert window.remaining(now) == max(0, limit - model.taken(tick))
         assert model.taken(tick + round(window.seconds_until_free(now) * TICKS_A_SECOND)) == 0
 
@@ -75,8 +75,8 @@ def test_no_minute_whatever_has_more_than_the_limit(limit: int, pauses: list[flo
     window, now, admitted = Window(limit), 0.0, list[float]()
     for pause in pauses:
         now += pause
-        if window.fits(1, now):
-            window.take(1, now)
+        if window.fits(1, tick_of(now)):
+            window.take(1, tick_of(now))
             admitted.append(now)
     for first, after in zip(admitted, admitted[limit:], strict=False):
         assert after - first >= MINUTE
@@ -84,7 +84,7 @@ def test_no_minute_whatever_has_more_than_the_limit(limit: int, pauses: list[flo
 
 def test_more_than_was_estimated_counts_from_when_it_was_known() -> None:
     window = Window(100)
-    window.settle(window.take(10, 0.0), 10, 150, 50.0)
+    window.take(10, 0).settle(10, 150, tick_of(50.0))
     assert window.remaining(50.0) == 0
     assert window.remaining(61.0) == 0
     assert window.remaining(111.0) == 100
@@ -92,14 +92,14 @@ def test_more_than_was_estimated_counts_from_when_it_was_known() -> None:
 
 def test_more_than_the_limit_never_fits_and_waits_until_all_is_free() -> None:
     window = Window(10)
-    window.take(3, 5.0)
-    assert not window.fits(11, 5.0)
+    window.take(3, tick_of(5.0))
+    assert not window.fits(11, tick_of(5.0))
     assert window.seconds_until(11, 15.0) == window.seconds_until_free(15.0) == pytest.approx(50.01)
 
 
 def test_a_window_of_many_requests_is_small() -> None:
     window = Window(10**9)
     for number in range(300_000):
-        window.take(1, number / 2_000)
+        window.take(1, tick_of(number / 2_000))
     assert window.remaining(150.0) == 10**9 - 60 * 2_000
     assert len(window._buckets) <= TICKS

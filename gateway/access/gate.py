@@ -17,7 +17,7 @@ import msgspec
 
 from gateway.access.budget import Account, Spent
 from gateway.access.quota import Hold, Now, Quota, Refusal
-from gateway.access.window import tick_of
+from gateway.access.window import TICKS_A_SECOND, tick_of
 from gateway.errors import BudgetSpent, LimitReached, TooManyRequests, Unauthorized
 from gateway.types import Budget, Estimate, Limits
 
@@ -54,12 +54,13 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
     def settle(self, tokens: int, cost: int = 0) -> None:
         """The request is over, and took so many tokens and billionths of a unit."""
         gate = self.gate
-        tick, unix = tick_of(gate.steady()), gate.unix()
+        tick, unix = int(gate.steady() * TICKS_A_SECOND), gate.unix()
         for hold in self.holds:
             hold.settle(tokens, tick, unix, cost)
             if hold.account is not None:
                 gate.spent_more(hold.account)
-        gate.freed()
+        if gate.waiting:  # others may go on
+            gate.let_in()
 
 
 class Waiter:
@@ -90,7 +91,7 @@ class Gate:
         self._endpoints: dict[str, Quota] = {}
         self._lines: dict[Quotas, deque[Waiter]] = {}
         self._numbers = itertools.count()
-        self._waiting = 0
+        self.waiting = 0
         self._timer: asyncio.TimerHandle | None = None
         self.spent_more: Callable[[Account], None] = lambda _: None
         """Called with an account of which something was spent."""
@@ -117,7 +118,7 @@ class Gate:
                 quota.account = Account(key_id, budget, self.unix(), spent)
             else:
                 quota.account.change(budget, self.unix())
-        self._let_in()
+        self.let_in()
 
     def forget_key(self, key_id: str) -> None:
         """The key is gone, or nothing limits it any more: who waits for it goes on."""
@@ -125,7 +126,7 @@ class Gate:
         if quota is not None:
             quota.limit(None)
             quota.account = None
-        self._let_in()
+        self.let_in()
 
     def drop_key(self, key_id: str) -> None:
         """The key is revoked: who waits for it is refused."""
@@ -146,7 +147,7 @@ class Gate:
             for name, given in limits.items()
             if given is not None
         }
-        self._let_in()
+        self.let_in()
 
     @property
     def by_name(self) -> tuple[dict[str, Quota], dict[str, Quota]]:
@@ -162,7 +163,7 @@ class Gate:
         """Let a budget begin anew."""
         account.reset(self.unix())
         self.spent_more(account)
-        self._let_in()
+        self.let_in()
 
     # requests
 
@@ -175,14 +176,14 @@ class Gate:
 
     def try_enter(self, quotas: Quotas, estimate: Estimate) -> Ticket | None:
         """Let a request in if it can go on at once, as nearly all can; None where it can't, which is for `enter`."""
-        if self._waiting and any(quota.waiting for quota in quotas):
+        if self.waiting and any(quota.waiting for quota in quotas):
             return None
         tokens, cost, doubt = _asks(quotas, estimate)
-        tick, unix = tick_of(self.steady()), self.unix()
+        tick, unix = int(self.steady() * TICKS_A_SECOND), self.unix()
         for quota in quotas:
             if not quota.admits(tokens, tick, unix, cost, doubt):
                 return None
-        return self._take(quotas, tick, tokens, cost, doubt)
+        return Ticket(self, quotas, [quota.take(tokens, tick, cost, doubt) for quota in quotas])
 
     async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
@@ -192,7 +193,7 @@ class Gate:
         tokens, cost, doubt = _asks(quotas, estimate)
         _, refused = self._held_back(quotas, self.now(), tokens, cost, doubt)
         refused = refused or BEHIND_OTHERS
-        if not refused.can_wait or patience <= 0 or self._waiting >= MOST_WAITING:
+        if not refused.can_wait or patience <= 0 or self.waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
         return await self._wait(Waiter(next(self._numbers), quotas, tokens, cost, doubt), patience)
 
@@ -203,9 +204,6 @@ class Gate:
             if refused is not None:
                 return quota, refused
         return quotas[0], None
-
-    def _take(self, quotas: Quotas, tick: int, tokens: int, cost: int, doubt: int) -> Ticket:
-        return Ticket(self, quotas, [quota.take(tokens, tick, cost, doubt) for quota in quotas])
 
     def _error(self, refused: Refusal, quotas: Quotas) -> TooManyRequests:
         kind = BudgetSpent if refused.is_budget else LimitReached
@@ -238,10 +236,10 @@ class Gate:
 
     def _line_up(self, waiter: Waiter) -> None:
         self._lines.setdefault(waiter.quotas, deque()).append(waiter)
-        self._waiting += 1
+        self.waiting += 1
         for quota in waiter.quotas:
             quota.waiting += 1
-        self._let_in()
+        self.let_in()
 
     def _leave(self, waiter: Waiter) -> None:
         line = self._lines.get(waiter.quotas)
@@ -249,10 +247,10 @@ class Gate:
             return
         line.remove(waiter)
         self._gone(waiter)
-        self._let_in()
+        self.let_in()
 
     def _gone(self, waiter: Waiter) -> None:
-        self._waiting -= 1
+        self.waiting -= 1
         for quota in waiter.quotas:
             quota.waiting -= 1
         if not self._lines[waiter.quotas]:
@@ -264,17 +262,12 @@ class Gate:
         if granted.done() and not granted.cancelled() and granted.exception() is None:
             granted.result().settle(0)
 
-    def freed(self) -> None:
-        """A request is over: others may go on."""
-        if self._waiting:
-            self._let_in()
-
-    def _let_in(self) -> None:
+    def let_in(self) -> None:
         """Let in whoever can go on now, in the order they came, and look again when time alone will have helped."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._waiting:
+        if not self.waiting:
             return
         now = self.now()
         soonest = math.inf
@@ -290,7 +283,9 @@ class Gate:
             if not waiter.granted.done():  # else it has given up and is about to leave
                 quota, refused = self._held_back(quotas, now, *waiter.asks())
                 if refused is None:
-                    waiter.granted.set_result(self._take(quotas, tick_of(now.steady), *waiter.asks()))
+                    tick = tick_of(now.steady)
+                    holds = [quota.take(waiter.tokens, tick, waiter.cost, waiter.doubt) for quota in quotas]
+                    waiter.granted.set_result(Ticket(self, quotas, holds))
                 elif refused.can_wait:
                     blocked.add(quota)
                     soonest = min(soonest, refused.seconds)
@@ -303,7 +298,7 @@ class Gate:
             self._gone(waiter)
         if soonest < math.inf:
             pause = max(soonest, SHORTEST_SECONDS)
-            self._timer = asyncio.get_running_loop().call_later(pause, self._let_in)
+            self._timer = asyncio.get_running_loop().call_later(pause, self.let_in)
 
 
 def _asks(quotas: Quotas, estimate: Estimate) -> tuple[int, int, int]:
@@ -332,7 +327,12 @@ def states(quotas: Quotas, now: float) -> tuple[State | None, State | None]:
 
 def told_in_lines(quotas: Quotas, now: float) -> bytes:
     """`x-ratelimit-*` in OpenAI's words, as lines of a head: of several limits the one with the least left."""
-    requests, tokens = states(quotas, now)
+    if len(quotas) == 1:
+        window, other = quotas[0].requests, quotas[0].tokens
+        requests = window.state(now) if window is not None else None
+        tokens = other.state(now) if other is not None else None
+    else:
+        requests, tokens = states(quotas, now)
     lines = reset = b""
     if requests is not None:
         left, limit, seconds = requests

@@ -40,8 +40,9 @@ class Ledger:
 
     def note(self, account: Account) -> None:
         """Something of this account was spent."""
-        self._changed[account.key_id] = account
-        self._arrived.set()
+        if self._changed.get(account.key_id) is not account:  # else it is waiting to be written already
+            self._changed[account.key_id] = account
+            self._arrived.set()
 
     def forget(self, key_id: str) -> None:
         """The key is gone."""

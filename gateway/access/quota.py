@@ -50,7 +50,7 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
         self.quota.in_flight -= 1
         reserved = self.tokens
         if self.bucket is not None:
-            self.bucket.settle(reserved, tokens, tick)
+            self.bucket.window.settle(self.bucket, reserved, tokens, tick)
         if self.account is not None:
             doubt_cost = _more(self.cost, reserved, self.doubt) if self.cost else 0
             self.account.settle(reserved, tokens, unix, self.cost, cost, self.doubt, doubt_cost)

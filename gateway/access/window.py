@@ -27,13 +27,6 @@ class Bucket:
         self.free = (tick + TICKS) / TICKS_A_SECOND
         """When it is a minute old; seconds."""
 
-    def settle(self, reserved: int, amount: int, tick: int) -> None:
-        """What a request took in truth: less is given back to when it was taken, more is taken now."""
-        if amount > reserved:
-            self.window.take(amount - reserved, tick)
-        elif amount < reserved:
-            self.window.give_back(self, reserved - amount, tick)
-
 
 def tick_of(now: float) -> int:
     """The tick in which a time lies."""
@@ -64,7 +57,7 @@ class Window:
         return self._taken + amount <= self.limit
 
     def take(self, amount: int, tick: int) -> Bucket:
-        """Take so much, whether it fits or not; the bucket's `settle` may follow."""
+        """Take so much, whether it fits or not."""
         if tick >= self._ends:
             self._forget(tick)
         self._taken += amount
@@ -80,13 +73,16 @@ class Window:
         buckets.append(bucket)
         return bucket
 
-    def give_back(self, bucket: Bucket, amount: int, tick: int) -> None:
-        """So much of what was taken with this bucket was not needed."""
+    def settle(self, bucket: Bucket, reserved: int, amount: int, tick: int) -> None:
+        """What a request took in truth: less is given back to when it was taken, more is taken now."""
+        if amount > reserved:
+            self.take(amount - reserved, tick)
+            return
         if tick >= self._ends:
             self._forget(tick)
         if bucket.tick > tick - TICKS:
-            self._taken -= amount
-            bucket.amount -= amount
+            self._taken -= reserved - amount
+            bucket.amount -= reserved - amount
 
     def seconds_until(self, amount: int, now: float) -> float:
         """Seconds until so much fits if nobody takes anything meanwhile; of more than the limit, until all is free."""

@@ -50,7 +50,7 @@ async def enter(gate: Gate, tokens: int = 10, patience: float = 0.0, key: str = 
 async def lined_up(gate: Gate, *waiting: "asyncio.Task[Ticket]") -> None:
     """Give the tasks their turn: now all stand in line."""
     await asyncio.sleep(0)
-    assert gate._waiting == len(waiting)
+    assert gate.waiting == len(waiting)
 
 
 def headers(ticket: Ticket) -> dict[str, str]:
@@ -119,7 +119,7 @@ async def test_who_may_wait_is_let_in_when_a_request_ends_in_the_order_they_came
         first.settle(0)
         first = await waiting[number]
     first.settle(0)
-    assert gate._waiting == 0
+    assert gate.waiting == 0
     assert gate._lines == {}
 
 
@@ -146,7 +146,7 @@ async def test_time_is_up_for_who_waited_in_vain_and_who_left_takes_nothing(gate
     await asyncio.wait({leaving})
     assert leaving.cancelled()
     (await enter(gate)).settle(0)
-    assert gate._waiting == 0
+    assert gate.waiting == 0
 
 
 async def test_one_who_waits_for_a_full_endpoint_does_not_hold_up_the_same_key_elsewhere(gate: Gate) -> None:
@@ -261,7 +261,7 @@ async def test_no_limit_is_ever_exceeded_and_all_who_wait_end(
         assert (account.reserved, account.reserved_cost) == (0, 0)
         assert account.spent(clock())[2:] == (used, used)
         assert used <= budget
-    assert gate._waiting == 0
+    assert gate.waiting == 0
     for key in ("k0", "k1"):
         assert [(quota.in_flight, quota.waiting) for quota in gate.quotas(key, "e0") or ()] == [(0, 0), (0, 0)]
 

@@ -55,7 +55,7 @@ def test_it_admits_refuses_and_tells_as_the_slow_model_does(limit: int, steps: l
         now = tick / TICKS_A_SECOND
         if step.settles is not None and step.settles < len(under_way):
             bucket, charge, reserved = under_way.pop(step.settles)
-            bucket.settle(reserved, step.amount, tick)
+            window.settle(bucket, reserved, step.amount, tick)
             model.settle(charge, step.amount, tick)
         else:
             fits = model.taken(tick) + step.amount <= limit
@@ -84,7 +84,7 @@ def test_no_minute_whatever_has_more_than_the_limit(limit: int, pauses: list[flo
 
 def test_more_than_was_estimated_counts_from_when_it_was_known() -> None:
     window = Window(100)
-    window.take(10, 0).settle(10, 150, tick_of(50.0))
+    window.settle(window.take(10, 0), 10, 150, tick_of(50.0))
     assert window.remaining(50.0) == 0
     assert window.remaining(61.0) == 0
     assert window.remaining(111.0) == 100

@@ -1,15 +1,13 @@
 """LoRA adapters of endpoints, as their workers should have them and as users want to see them."""
 
-import math
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable
 
 from gateway.endpoints.adapter_rules import misfit
-from gateway.endpoints.registry import Registry
 from gateway.endpoints.status import AdapterView
 from gateway.endpoints.types import AdapterFacts, AdapterSource, EndpointSpec, ModelFacts
-from gateway.errors import GatewayError, sentences
+from gateway.errors import sentences
+from gateway.seen_files import BEING_READ, SeenFiles, Source
 from worker_manager.contract import (
     Adapter,
     AdapterState,
@@ -20,51 +18,25 @@ from worker_manager.contract import (
     WorkerState,
 )
 
-LOOK_SECONDS = 2.0
-"""An adapter's files are looked at again after this long at the earliest."""
 MIB = 1024 * 1024
-
-
-class Source(Protocol):
-    """A model or an adapter, as far as its download goes."""
-
-    @property
-    def model(self) -> str:
-        """The repository."""
-        ...
-
-    @property
-    def revision(self) -> str | None:
-        """Its branch, tag or commit."""
-        ...
 
 
 class AdapterCatalogue:
     """Knows every adapter's files."""
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.time) -> None:
-        self._registry = registry
-        self._clock = clock
-        self._facts: dict[tuple[str, str | None], tuple[float, AdapterFacts | None, str]] = {}
+    def __init__(
+        self, read: Callable[[AdapterSource], Awaitable[AdapterFacts | None]], clock: Callable[[], float] = time.time
+    ) -> None:
+        # files that are being replaced can't be read for a moment: workers have copies of what was there
+        self._seen: SeenFiles[AdapterSource, AdapterFacts] = SeenFiles(read, clock, unreadable_stay=True)
 
     def forget(self) -> None:
-        """Look at all files afresh: something has changed. Those that can't be read then are as they were."""
-        known = self._facts.items()
-        self._facts = {key: (-math.inf, found, why) for key, (_, found, why) in known if found is not None}
+        """Look at all files afresh: something has changed."""
+        self._seen.forget()
 
-    def facts(self, source: AdapterSource) -> tuple[AdapterFacts | None, str]:
-        """An adapter's files, or None and why not; None and nothing where it has to be downloaded first."""
-        key = (source.model, source.revision)
-        cached = self._facts.get(key)
-        if cached is not None and self._clock() - cached[0] < LOOK_SECONDS:
-            return cached[1], cached[2]
-        try:
-            found, why = self._registry.adapter_facts(source), ""
-        except GatewayError as problem:
-            # files that are being replaced can't be read for a moment: workers have copies of what was there
-            found, why = (cached[1] if cached is not None else None), problem.message
-        self._facts[key] = (self._clock(), found, why)
-        return found, why
+    async def look(self, specs: Iterable[EndpointSpec]) -> None:
+        """Look at the files of all adapters of these endpoints beside the event loop."""
+        await self._seen.look(source for spec in specs for source in spec.adapters.values())
 
     def of(self, spec: EndpointSpec, model: ModelFacts | None) -> tuple[tuple[Adapter, ...], dict[str, str]]:
         """What each worker of an endpoint should have, and the others with the reason; "" where it is still to come.
@@ -74,10 +46,10 @@ class AdapterCatalogue:
         adapters: list[Adapter] = []
         problems: dict[str, str] = {}
         for name, source in sorted(spec.adapters.items()):
-            facts, why = self.facts(source)
+            facts, why = self._seen.of(source)
             problem = misfit(facts, spec, model) if facts is not None else why
             if facts is None or problem:
-                problems[name] = problem
+                problems[name] = problem if problem != BEING_READ else ""
             else:
                 adapters.append(Adapter(name=name, path=facts.path, revision=facts.revision, rank=facts.rank))
         return tuple(adapters), problems
@@ -101,10 +73,12 @@ class AdapterCatalogue:
         model: ModelFacts | None,
         downloads: tuple[Download, ...],
     ) -> AdapterView:
-        facts, why = self.facts(spec.adapters[name])
+        facts, why = self._seen.of(spec.adapters[name])
         problem = misfit(facts, spec, model) if facts is not None else why
         having: list[str] = []
-        if problem:
+        if problem == BEING_READ:
+            state, reason = "loading", problem
+        elif problem:
             state, reason = "failed", problem
         elif facts is None:
             state, reason = _of_download(download_of(spec.adapters[name], downloads))

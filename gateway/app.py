@@ -204,12 +204,21 @@ class Gateway:
         self.scheduler.look_again()
         self.gpu_recorder.look()
 
+    async def changed(self) -> None:
+        """The same, until what is shown of them is what they are now; a disk that hangs is not waited for for long."""
+        self.endpoints_changed()
+        await self.catalogue.look()
+
     async def prepare(self, spec: EndpointSpec) -> None:
-        """Start the downloads of a model and adapters that are not here. Raises Conflict if the manager refuses one."""
-        if not spec.is_local() and self.registry.facts(spec) is None:
+        """Start the downloads of a model and adapters that are not here.
+
+        Raises Conflict if the manager refuses one; BadRequest; DiskUnavailable.
+        """
+        files = await self.registry.files(spec)
+        if not spec.is_local() and files.model() is None:
             await self._download(spec.name, spec.model, spec.revision, "model")
         for source in spec.adapters.values():
-            if not source.is_local() and self.registry.adapter_facts(source) is None:
+            if not source.is_local() and files.adapter(source) is None:
                 await self._download(spec.name, source.model, source.revision, "adapters")
 
     async def _download(self, endpoint: str, model: str, revision: str | None, param: str) -> None:
@@ -342,7 +351,7 @@ def litestar(gateway: Gateway) -> Litestar:
         "prepare": gateway.prepare,
         "touch": gateway.touch,
         "renew": gateway.renew,
-        "changed": gateway.endpoints_changed,
+        "changed": gateway.changed,
         "readiness": gateway.readiness,
         "render": gateway.render_metrics,
         "events": gateway.events,

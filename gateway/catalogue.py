@@ -1,5 +1,6 @@
 """Endpoints as the planner wants them, and their status as users want it: where the rooms' views meet."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,11 +15,11 @@ from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import sentences
 from gateway.memory.host import cpu_need
 from gateway.memory.plan import Unfit
-from gateway.model_facts import Found, ModelsSeen
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.generations import is_current
 from gateway.scheduling.loop import Scheduler
 from gateway.scheduling.types import Verb, WantedEndpoint
+from gateway.seen_files import BEING_READ, SeenFiles
 from gateway.sizes import Sizes, WorkerSize
 from worker_manager.contract import (
     DownloadState,
@@ -40,6 +41,8 @@ COMING = frozenset(
     {WorkerState.WAITING, WorkerState.CREATING, WorkerState.LOADING, WorkerState.WAKING, WorkerState.BACKOFF}
 )
 """States that lead to READY by themselves."""
+NOT_HERE = "its model is not downloaded yet"
+MODEL_BEING_READ = "its model's files are being read"
 
 
 class Catalogue:
@@ -49,21 +52,23 @@ class Catalogue:
         self._registry = registry
         self._sizes = sizes
         self._earlier_sizes = sizes.apart()
-        self._seen = ModelsSeen(registry, clock)
-        self.adapters = AdapterCatalogue(registry, clock)
+        self._models: SeenFiles[EndpointSpec, ModelFacts] = SeenFiles(registry.facts, clock)
+        self.adapters = AdapterCatalogue(registry.adapter_facts, clock)
 
     def forget(self) -> None:
         """Look at all files afresh: something has changed."""
-        self._seen.forget()
+        self._models.forget()
         self.adapters.forget()
 
     async def look(self) -> None:
-        """Look at the files of all models beside the event loop, where that was not done just now."""
-        await self._seen.look(self._specs())
+        """Look at the files of all models and adapters beside the event loop, where that was not done just now."""
+        specs = list(self._specs())
+        await asyncio.gather(self._models.look(specs), self.adapters.look(specs))
 
-    def facts(self, spec: EndpointSpec) -> Found:
+    def facts(self, spec: EndpointSpec) -> tuple[ModelFacts | None, str]:
         """A model's files, or None and why not."""
-        return self._seen.of(spec)
+        found, why = self._models.of(spec)
+        return found, {"": NOT_HERE, BEING_READ: MODEL_BEING_READ}.get(why, why)
 
     def wanted(self, host: HostFacts) -> tuple[WantedEndpoint, ...]:
         """Every endpoint for the planner, sized for this machine and without its demand."""

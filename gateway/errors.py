@@ -24,6 +24,7 @@ GatewayError
 ├── IssuerUnavailable       503  nobody can say whether a sign-in token is good
 ├── ManagerUnavailable      503  the worker manager does not answer
 ├── DatabaseUnavailable     503  the database's file or disk fails; the message says how
+├── DiskUnavailable         503  the models folder's disk does not answer
 ├── BackupFailed            503  no backup could be made
 └── EngineTooSlow           504
 """
@@ -244,6 +245,14 @@ class DatabaseUnavailable(GatewayError):
     status = 503
     type = "service_unavailable_error"
     code = "database_unavailable"
+
+
+class DiskUnavailable(GatewayError):
+    """The models folder's disk does not answer, and this request needs it. Nothing was changed."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "disk_unavailable"
 
 
 class BackupFailed(GatewayError):

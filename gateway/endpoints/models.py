@@ -3,9 +3,9 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gateway.endpoints.adapter_files import adapter_revision, read_adapter
 from gateway.endpoints.types import AdapterFacts, AdapterSource, EndpointSpec, ModelFacts
@@ -17,9 +17,8 @@ COMMIT = re.compile(r"[0-9a-f]{7,64}")
 CONFIG_LIMIT = 4 * 1024 * 1024
 """Bytes; a larger config.json is not one."""
 
-
-class UnreadError(Exception):
-    """The model's headers were not read yet, or have changed since."""
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 class ModelsFolder:
@@ -30,16 +29,15 @@ class ModelsFolder:
         self._adapters: dict[str, AdapterFacts] = {}
         self._read: dict[str, tuple[tuple[Stamp, dict[str, Any]], ModelFacts]] = {}
 
-    def find(self, spec: EndpointSpec, *, quick: bool = False) -> ModelFacts | None:
+    def find(self, spec: EndpointSpec) -> ModelFacts | None:
         """The files of an endpoint's model; None if a hub model has not been downloaded yet.
 
-        The first time, and after a change, that reads index and headers: a second for a large model. With `quick` it
-        raises UnreadError then. Raises BadRequest where a local folder is missing or is no model, or its files can't be
-        read.
+        The first time, and after a change, that reads index and headers: a second for a large model. Raises BadRequest
+        where a local folder is missing or is no model, or its files can't be read.
         """
         with _told(spec.model, "model"):
             found = self._place(spec.model, spec.revision, "model")
-            return self._facts(*found, quick=quick) if found is not None else None
+            return self._facts(*found) if found is not None else None
 
     def find_adapter(self, source: AdapterSource) -> AdapterFacts | None:
         """The files of a LoRA adapter; None if it has not been downloaded yet. Raises BadRequest."""
@@ -90,7 +88,7 @@ class ModelsFolder:
         folder = self._folder / path
         return (path, folder) if folder.is_dir() else None
 
-    def _facts(self, path: str, folder: Path, *, quick: bool) -> ModelFacts:
+    def _facts(self, path: str, folder: Path) -> ModelFacts:
         config = folder / "config.json"
         try:
             if config.stat().st_size > CONFIG_LIMIT:
@@ -110,12 +108,40 @@ class ModelsFolder:
         known = self._read.get(path)
         if known is not None and known[0] == (files.stamp, values):
             return known[1]
-        if quick:
-            raise UnreadError
         shape = read_shape(values)
         facts = ModelFacts(path=path, weights=files.sum_up(shape), shape=shape, revision=files.revision(path))
         self._read[path] = ((files.stamp, values), facts)
         return facts
+
+
+class Files:
+    """What the files of an endpoint's model and adapters told when they were read."""
+
+    def __init__(self, folder: ModelsFolder, spec: EndpointSpec) -> None:
+        """Read them. What is wrong with one is told to who asks for it."""
+        self._model = _tried(folder.find, spec)
+        self._adapters = {source: _tried(folder.find_adapter, source) for source in spec.adapters.values()}
+
+    def model(self) -> ModelFacts | None:
+        """The model's; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
+        return _given(self._model)
+
+    def adapter(self, source: AdapterSource) -> AdapterFacts | None:
+        """An adapter's; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
+        return _given(self._adapters[source])
+
+
+def _tried(read: Callable[[S], T], source: S) -> T | BadRequest:
+    try:
+        return read(source)
+    except BadRequest as problem:
+        return problem
+
+
+def _given(found: T | BadRequest) -> T:
+    if isinstance(found, BadRequest):
+        raise found
+    return found
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """All endpoints in memory, by every name they answer to; the only writer of the endpoint store."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -11,9 +10,10 @@ import msgspec
 import structlog
 
 from gateway.database.chain import Change
+from gateway.endpoints import readers
 from gateway.endpoints.adapter_rules import check_adapters, settle_room
 from gateway.endpoints.changes import changed_fields, is_served_alike, pinned
-from gateway.endpoints.models import ModelsFolder
+from gateway.endpoints.models import Files, ModelsFolder
 from gateway.endpoints.rules import check, settle
 from gateway.endpoints.store import EndpointStore, shown
 from gateway.endpoints.types import (
@@ -26,7 +26,7 @@ from gateway.endpoints.types import (
     ModelFacts,
     RolledBack,
 )
-from gateway.errors import BadRequest, Conflict, GatewayError, NotFound, UnknownModel
+from gateway.errors import BadRequest, Conflict, DiskUnavailable, NotFound, UnknownModel
 from gateway.memory.estimate import Measured
 from gateway.prices import Price
 from worker_manager.contract import Failure, HostFacts
@@ -35,6 +35,8 @@ log = structlog.get_logger(__name__)
 
 NAMED_CHARACTERS = 2 * NAME_MAX
 """Of a name that there is not: what is compared with those there are, and told."""
+FILES_SECONDS = 30.0
+"""So long who registers or changes an endpoint waits for its files to be read: large models on slow disks take some."""
 
 Measurement = Callable[[EndpointSpec, ModelFacts, HostFacts, int], Measured | None]
 """What was measured of a model with these flags on so many GPUs."""
@@ -116,38 +118,40 @@ class Registry:
             raise UnknownModel(f"There is no model '{shown_name(model)}'{near_names(model, visible)}", param="model")
         return found
 
-    def facts(self, spec: EndpointSpec) -> ModelFacts | None:
+    async def facts(self, spec: EndpointSpec) -> ModelFacts | None:
         """The model's files; None if it has to be downloaded first. Raises BadRequest for a broken folder.
 
-        May be asked from any thread; see `look`.
+        Takes as long as the disk does.
         """
-        return self._models.find(spec)
+        return await readers.read(lambda: self._models.find(spec))
 
-    def glance(self, spec: EndpointSpec) -> ModelFacts | None:
-        """The same without reading what takes long. Raises UnreadError, BadRequest."""
-        return self._models.find(spec, quick=True)
+    async def adapter_facts(self, source: AdapterSource) -> AdapterFacts | None:
+        """The same of an adapter's files."""
+        return await readers.read(lambda: self._models.find_adapter(source))
 
-    async def look(self, spec: EndpointSpec, patch: dict[str, Any] | None = None) -> None:
-        """Read the model's files beside the event loop, so that whoever asks for them next need not.
+    async def files(self, spec: EndpointSpec) -> Files:
+        """What the files of its model and adapters tell now. Raises DiskUnavailable."""
+        try:
+            async with asyncio.timeout(FILES_SECONDS):
+                return await readers.read(lambda: Files(self._models, spec))
+        except TimeoutError:
+            raise DiskUnavailable(
+                f"The models folder does not answer within {FILES_SECONDS:g} s, and nothing was changed: is its disk, "
+                "or the network to it, gone?",
+                retry_after=FILES_SECONDS,
+            ) from None
 
-        `patch`: fields that are to replace the spec's. What is wrong with either is for the one who asks.
+    async def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
+        """A new endpoint's spec with what depends on the machine filled in.
+
+        Raises BadRequest, Conflict, DiskUnavailable.
         """
-        with contextlib.suppress(GatewayError, msgspec.ValidationError):
-            changed = msgspec.convert(msgspec.to_builtins(spec) | (patch or {}), EndpointSpec)
-            await asyncio.to_thread(self.facts, changed)
-
-    def adapter_facts(self, source: AdapterSource) -> AdapterFacts | None:
-        """An adapter's files; None if it has to be downloaded first. Raises BadRequest for a broken folder."""
-        return self._models.find_adapter(source)
-
-    def checked(self, spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
-        """A new endpoint's spec with what depends on the machine filled in. Raises BadRequest, Conflict."""
         for name in (*spec.names(), *spec.adapters):
             self._require_free(name, owner=None)
-        return self._settled(spec, None, host, has_room=spec.lora is not None)
+        return self._settled(spec, None, await self.files(spec), host, has_room=spec.lora is not None)
 
     def _settled(
-        self, spec: EndpointSpec, old: EndpointSpec | None, host: HostFacts, *, has_room: bool
+        self, spec: EndpointSpec, old: EndpointSpec | None, files: Files, host: HostFacts, *, has_room: bool
     ) -> EndpointSpec:
         """With what depends on machine and files filled in; `has_room`: room for adapters was asked for as it is.
 
@@ -155,22 +159,14 @@ class Registry:
         """
         kept = old.adapters if old is not None and (old.model, old.revision) == (spec.model, spec.revision) else {}
         fresh = {name: source for name, source in spec.adapters.items() if kept.get(name) != source}
-        adapters = {name: self.adapter_facts(source) for name, source in fresh.items()}
-        readable = adapters | {name: self._facts_if_any(kept[name]) for name in spec.adapters if name not in fresh}
+        adapters = {name: files.adapter(source) for name, source in fresh.items()}
+        readable = adapters | {name: _if_any(files, kept[name]) for name in spec.adapters if name not in fresh}
         spec = settle_room(settle(spec, host), readable, fixed=has_room)
-        self._check(spec, host)
-        check_adapters(spec, adapters, self.facts(spec))
+        self._check(spec, files.model(), host)
+        check_adapters(spec, adapters, files.model())
         return spec
 
-    def _facts_if_any(self, source: AdapterSource) -> AdapterFacts | None:
-        try:
-            return self.adapter_facts(source)
-        except BadRequest:
-            return None
-
-    def _check(self, spec: EndpointSpec, host: HostFacts) -> None:
-        model = self.facts(spec)
-
+    def _check(self, spec: EndpointSpec, model: ModelFacts | None, host: HostFacts) -> None:
         def learned(gpus: int) -> Measured | None:
             return self._measured(spec, model, host, gpus) if model is not None else None
 
@@ -198,8 +194,8 @@ class Registry:
                 f"The name '{name}' is taken by {what}: PATCH that one, or choose another name", param="name"
             )
 
-    def merged(self, name: str, patch: dict[str, Any], host: HostFacts) -> EndpointSpec:
-        """An endpoint's spec after a partial change. Raises NotFound, BadRequest, Conflict."""
+    async def merged(self, name: str, patch: dict[str, Any], host: HostFacts) -> EndpointSpec:
+        """An endpoint's spec after a partial change. Raises NotFound, BadRequest, Conflict, DiskUnavailable."""
         old = self.get(name)
         if patch.get("name", name) != name:
             raise BadRequest("An endpoint cannot be renamed: make a new one, or add an alias", param="name")
@@ -209,12 +205,12 @@ class Registry:
             raise BadRequest(f"The change does not fit: {problem}") from None
         for other in (*spec.aliases, *spec.adapters):
             self._require_free(other, owner=name)
-        return self._settled(spec, old.spec, host, has_room=patch.get("lora") is not None)
+        return self._settled(spec, old.spec, await self.files(spec), host, has_room=patch.get("lora") is not None)
 
-    def adapted(self, name: str, adapter: str, source: AdapterSource | None, host: HostFacts) -> EndpointSpec:
+    async def adapted(self, name: str, adapter: str, source: AdapterSource | None, host: HostFacts) -> EndpointSpec:
         """An endpoint's spec with this adapter added, replaced, or (None) taken away.
 
-        Raises NotFound, BadRequest, Conflict.
+        Raises NotFound, BadRequest, Conflict, DiskUnavailable.
         """
         adapters = dict(self.get(name).spec.adapters)
         if source is not None:
@@ -222,7 +218,7 @@ class Registry:
         elif adapters.pop(adapter, None) is None:
             near = near_names(adapter, adapters)
             raise NotFound(f"The endpoint '{name}' has no adapter '{shown_name(adapter)}'{near}")
-        return self.merged(name, {"adapters": msgspec.to_builtins(adapters)}, host)
+        return await self.merged(name, {"adapters": msgspec.to_builtins(adapters)}, host)
 
     async def replace(self, spec: EndpointSpec, *, again: bool = False) -> Endpoint:
         """Store the changed spec of an endpoint; `again`: try even what was rolled back before.
@@ -293,6 +289,13 @@ class Registry:
         self._index()
         self.noted("deleted", endpoint, ())
         return endpoint
+
+
+def _if_any(files: Files, source: AdapterSource) -> AdapterFacts | None:
+    try:
+        return files.adapter(source)
+    except BadRequest:
+        return None
 
 
 def _meant(spec: EndpointSpec, adapter: str = "") -> Meant:

@@ -20,7 +20,8 @@ Prepare = Callable[[EndpointSpec], Awaitable[None]]
 """Starts the download of an endpoint's model where it has to be downloaded; raises if that is refused."""
 Touch = Callable[[EndpointSpec, str], Awaitable[None]]
 """Asks for a start or a stop of an endpoint's workers."""
-Changed = Callable[[], None]
+Changed = Callable[[], Awaitable[None]]
+"""Lets everybody know of a change; what is shown afterwards is what it made."""
 Renew = Callable[[EndpointSpec], None]
 """An endpoint is to be served in another way: one that is awake is to be so afterwards."""
 
@@ -49,11 +50,10 @@ class EndpointRoutes(Controller):
     ) -> EndpointView:
         """Register an endpoint; its model is downloaded now where it must be, its workers start on demand."""
         spec = await read(request, EndpointSpec)
-        await registry.look(spec)
-        checked = registry.checked(spec, host())
+        checked = await registry.checked(spec, host())
         await prepare(checked)
         endpoint = await registry.add(checked)
-        changed()
+        await changed()
         return statuses.view(endpoint)
 
     @get()
@@ -80,9 +80,8 @@ class EndpointRoutes(Controller):
     ) -> EndpointView:
         """Change some fields; workers that no longer fit serve until their successors do."""
         fields = await read(request, dict[str, Any])
-        await registry.look(registry.get(name.lstrip("/")).spec, fields)
         async with registry.adapting:
-            checked = registry.merged(name.lstrip("/"), fields, host())
+            checked = await registry.merged(name.lstrip("/"), fields, host())
             await prepare(checked)
             again = not fields.keys().isdisjoint(SERVING_FIELDS)
             endpoint = await _replaced(registry, checked, renew, changed, again=again)
@@ -98,11 +97,11 @@ class EndpointRoutes(Controller):
         owner, _, adapter = name.partition("/adapters/")
         if adapter and registry.find(name) is None and registry.find(owner) is not None:
             async with registry.adapting:
-                await _replaced(registry, registry.adapted(owner, adapter, None, host()), renew, changed)
+                await _replaced(registry, await registry.adapted(owner, adapter, None, host()), renew, changed)
             return
         if not await registry.discard(name):
             await registry.remove(name)
-        changed()
+        await changed()
 
     @post("/{name:path}", status_code=202)
     async def order(
@@ -127,7 +126,7 @@ class EndpointRoutes(Controller):
             asked = await read(request, NewAdapter)
             async with registry.adapting:
                 source = AdapterSource(model=asked.model, revision=asked.revision)
-                checked = registry.adapted(name, asked.name, source, host())
+                checked = await registry.adapted(name, asked.name, source, host())
                 await prepare(checked)
                 return statuses.view(await _replaced(registry, checked, renew, changed))
         if verb not in ("start", "stop"):
@@ -175,7 +174,7 @@ async def _replaced(
     endpoint = await registry.replace(checked, again=again)
     if is_served_anew:
         renew(checked)
-    changed()
+    await changed()
     return endpoint
 
 

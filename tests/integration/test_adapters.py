@@ -1,8 +1,11 @@
 """LoRA adapters through gateway, manager and engine: loaded while the engine runs, addressed as models."""
 
+import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -52,6 +55,29 @@ def add(stack: Stack, **fields: Any) -> httpx.Response:
 def state_of(stack: Stack, adapter: str) -> dict[str, Any]:
     found: dict[str, Any] = stack.status(BASE)["adapters"][adapter]
     return found
+
+
+@contextlib.contextmanager
+def hanging(file: Path) -> Iterator[None]:
+    """Whoever reads this file hangs, as with a disk that does not answer; somebody does when this begins."""
+    text, pipe = file.read_text(), file.with_suffix(".pipe")
+    os.mkfifo(pipe)
+    pipe.rename(file)
+
+    def opened() -> int:
+        with contextlib.suppress(OSError):  # nobody reads it yet
+            return os.open(file, os.O_WRONLY | os.O_NONBLOCK)
+        return 0
+
+    held = wait_until(opened, "it is being read")
+    try:
+        yield
+    finally:
+        pipe.write_text(text)
+        pipe.rename(file)
+        with contextlib.suppress(BrokenPipeError):  # nobody waits any more
+            os.write(held, text.encode())
+        os.close(held)
 
 
 def test_two_adapters_and_their_base_answer_from_one_worker(stack: Stack) -> None:
@@ -106,6 +132,27 @@ def test_other_files_under_the_same_name_are_loaded_in_its_place(stack: Stack) -
     # vLLM keys its prefix cache by the path: another one keeps it from what the old weights have computed
     assert stack.engine_stats(worker(stack))["adapters"]["fresh"] != path
     stack.client.delete(f"/api/endpoints/{BASE}/adapters/fresh")
+
+
+def test_a_disk_that_hangs_under_an_adapter_stops_nobody_and_the_adapter_answers_on(stack: Stack) -> None:
+    hub, commit = stack.models / "hub" / "org" / "far", "0123456789abcdef"
+    adapter_folder(hub / commit, seed=30)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit)
+    assert add(stack, name="far", model="org/far").status_code == 202
+    answer = say(stack, "far")
+    with hanging(hub / "refs" / "main"):
+        assert stack.client.get("/livez").status_code == 200
+        assert say(stack, "far") == answer
+        assert say(stack, BASE) != answer
+        assert state_of(stack, "far")["state"] == "ready", "as it was when its files were last read"
+        assert stack.gateway is not None
+        stack.gateway.signal(signal.SIGTERM)
+        assert stack.gateway.wait() == 0, "its end waits for no disk"
+        stack.gateway.stop()
+    stack.start_gateway()
+    wait_until(stack.is_ready, "the gateway is ready")
+    assert stack.client.delete(f"/api/endpoints/{BASE}/adapters/far").status_code == 204
 
 
 def test_a_restarted_worker_has_its_adapters_again(stack: Stack) -> None:

@@ -36,7 +36,7 @@ class House:
     async def begin(self) -> None:
         await self.registry.load()
         spec = msgspec.convert({"name": "a", "model": "local/tiny", "adapters": ADAPTERS}, EndpointSpec)
-        await self.registry.add(self.registry.checked(spec, HOST))
+        await self.registry.add(await self.registry.checked(spec, HOST))
 
     async def wanted(self) -> WantedEndpoint:
         """As it is wanted some time later, when all files were looked at again."""

@@ -12,7 +12,7 @@ PRODUCT = sorted(path for package in ("gateway", "worker_manager") for path in (
 MODULE_LINES = 400
 FUNCTION_LINES = 50
 READS_ENVIRONMENT = {"gateway/command.py", "worker_manager/commands.py"}
-BROAD_EXCEPTS = 15
+BROAD_EXCEPTS = 16
 
 relative = {path: str(path.relative_to(ROOT)) for path in PRODUCT}
 
@@ -52,7 +52,7 @@ def test_every_silenced_type_error_names_its_code() -> None:
     assert [relative[path] for path in PRODUCT if bare.search(path.read_text())] == []
 
 
-def test_errors_are_caught_by_name_but_at_the_roots_of_tasks() -> None:
+def test_errors_are_caught_by_name_but_at_the_roots_of_tasks_and_threads() -> None:
     broad = re.compile(r"except (Exception|BaseException)\b")
     assert sum(len(broad.findall(path.read_text())) for path in PRODUCT) <= BROAD_EXCEPTS
 

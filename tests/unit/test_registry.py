@@ -54,7 +54,7 @@ async def opened(database: Database, models: Path) -> Registry:
 
 
 async def register(registry: Registry, name: str, **fields: Any) -> EndpointSpec:
-    return (await registry.add(registry.checked(spec(name, **fields), HOST))).spec
+    return (await registry.add(await registry.checked(spec(name, **fields), HOST))).spec
 
 
 async def test_an_endpoint_is_found_by_its_name_and_its_aliases_before_and_after_a_restart(
@@ -79,7 +79,7 @@ async def test_a_name_that_is_taken_as_name_or_alias_is_refused_and_changes_noth
 
 
 async def test_two_that_register_one_name_at_once_do_not_both_succeed(registry: Registry) -> None:
-    first, second = registry.checked(spec("a"), HOST), registry.checked(spec("a", max_workers=3), HOST)
+    first, second = await registry.checked(spec("a"), HOST), await registry.checked(spec("a", max_workers=3), HOST)
     await registry.add(first)
     with pytest.raises(Conflict, match="There is an endpoint 'a' already"):
         await registry.add(second)
@@ -113,7 +113,7 @@ def test_a_long_list_of_names_is_cut() -> None:
 
 async def test_a_change_keeps_what_it_does_not_name(registry: Registry, database: Database, models: Path) -> None:
     await register(registry, "a", aliases=["b"], max_workers=3)
-    changed = registry.merged("a", {"per_worker": 5, "aliases": ["c"]}, HOST)
+    changed = await registry.merged("a", {"per_worker": 5, "aliases": ["c"]}, HOST)
     await registry.replace(changed)
     again = await opened(database, models)
     for one in (registry, again):
@@ -134,18 +134,18 @@ async def test_a_change_that_does_not_fit_is_refused_and_changes_nothing(
 ) -> None:
     before = await register(registry, "a")
     with pytest.raises(BadRequest):
-        registry.merged("a", patch, HOST)
+        await registry.merged("a", patch, HOST)
     assert registry.get("a").spec == before
 
 
 async def test_a_change_may_keep_its_own_names_but_take_nobody_elses(registry: Registry) -> None:
     await register(registry, "a", aliases=["b"])
     await register(registry, "c")
-    assert registry.merged("a", {"aliases": ["b", "d"]}, HOST).aliases == ("b", "d")
+    assert (await registry.merged("a", {"aliases": ["b", "d"]}, HOST)).aliases == ("b", "d")
     with pytest.raises(Conflict):
-        registry.merged("a", {"aliases": ["c"]}, HOST)
+        await registry.merged("a", {"aliases": ["c"]}, HOST)
     with pytest.raises(NotFound):
-        registry.merged("nobody", {}, HOST)
+        await registry.merged("nobody", {}, HOST)
 
 
 async def test_a_deleted_endpoint_frees_all_its_names(registry: Registry, database: Database, models: Path) -> None:
@@ -180,7 +180,7 @@ FAILURE = Failure(kind=FailureKind.BAD_FLAG, message="no such flag", hint="take 
 
 
 async def changed(registry: Registry, *, again: bool = False, **fields: Any) -> Endpoint:
-    return await registry.replace(registry.merged("a", fields, HOST), again=again)
+    return await registry.replace(await registry.merged("a", fields, HOST), again=again)
 
 
 async def test_what_served_and_why_a_change_did_not_outlive_a_restart(
@@ -251,12 +251,12 @@ async def test_an_adapter_is_found_by_its_name_and_belongs_to_its_endpoint(regis
     assert registry.resolve("red", everybody) == Meant("a", "red")
     with pytest.raises(UnknownModel):
         registry.resolve("red", lambda name: name != "a")
-    await registry.replace(registry.adapted("a", "red", None, HOST))
+    await registry.replace(await registry.adapted("a", "red", None, HOST))
     with pytest.raises(UnknownModel):
         registry.resolve("red", everybody)
     assert registry.get("a").spec.lora == LoraRoom(), "the room stays: nothing starts anew"
     with pytest.raises(NotFound, match="has no adapter 'red'"):
-        registry.adapted("a", "red", None, HOST)
+        await registry.adapted("a", "red", None, HOST)
 
 
 async def test_no_two_things_have_one_name(registry: Registry, models: Path) -> None:
@@ -265,12 +265,12 @@ async def test_no_two_things_have_one_name(registry: Registry, models: Path) -> 
     await register(registry, "b")
     for name, fields in (("red", {}), ("c", {"aliases": ["red"]}), ("c", {"adapters": {"red": RED["red"]}})):
         with pytest.raises(Conflict, match="taken by an adapter of the endpoint 'a'"):
-            registry.checked(spec(name, **fields), HOST)
+            await registry.checked(spec(name, **fields), HOST)
     for name in ("a", "x"):
         with pytest.raises(Conflict, match="is taken by"):
-            registry.adapted("b", name, AdapterSource(model="local/red"), HOST)
+            await registry.adapted("b", name, AdapterSource(model="local/red"), HOST)
         with pytest.raises(BadRequest, match="has a name that the endpoint itself goes by"):
-            registry.adapted("a", name, AdapterSource(model="local/red"), HOST)
+            await registry.adapted("a", name, AdapterSource(model="local/red"), HOST)
 
 
 async def test_an_adapter_of_a_higher_rank_makes_more_room_unless_the_room_was_named(
@@ -280,9 +280,9 @@ async def test_an_adapter_of_a_higher_rank_makes_more_room_unless_the_room_was_n
     adapter_folder(models / "local" / "wide", rank=64)
     await register(registry, "a", adapters=RED)
     wide = AdapterSource(model="local/wide")
-    assert registry.adapted("a", "wide", wide, HOST).lora == LoraRoom(max_rank=64)
+    assert (await registry.adapted("a", "wide", wide, HOST)).lora == LoraRoom(max_rank=64)
     with pytest.raises(BadRequest, match=r"rank 64 and lora\.max_rank is 16"):
-        registry.merged("a", {"adapters": {"wide": {"model": "local/wide"}}, "lora": {"max_rank": 16}}, HOST)
+        await registry.merged("a", {"adapters": {"wide": {"model": "local/wide"}}, "lora": {"max_rank": 16}}, HOST)
 
 
 async def test_an_adapter_whose_files_are_gone_stands_in_the_way_of_no_other_change(
@@ -293,10 +293,10 @@ async def test_an_adapter_whose_files_are_gone_stands_in_the_way_of_no_other_cha
     await register(registry, "a", adapters={**RED, "blue": {"model": "local/blue"}})
     for name in ("red", "blue"):
         (models / "local" / name / "adapter_model.safetensors").unlink()
-    assert registry.merged("a", {"idle_seconds": 5}, HOST).idle_seconds == 5
-    assert list(registry.adapted("a", "red", None, HOST).adapters) == ["blue"]
+    assert (await registry.merged("a", {"idle_seconds": 5}, HOST)).idle_seconds == 5
+    assert list((await registry.adapted("a", "red", None, HOST)).adapters) == ["blue"]
     with pytest.raises(BadRequest, match=r"has no adapter_model\.safetensors"):
-        registry.adapted("a", "green", AdapterSource(model="local/red"), HOST)
+        await registry.adapted("a", "green", AdapterSource(model="local/red"), HOST)
 
 
 def test_a_name_as_long_as_a_body_is_neither_compared_nor_told_whole() -> None:

@@ -59,10 +59,11 @@ class Scene:
     async def begin(self) -> None:
         await self.registry.load()
         spec = msgspec.convert({"name": "a", "model": "local/tiny", "max_model_len": 4096}, EndpointSpec)
-        added = await self.registry.add(self.registry.checked(spec, HOST))
+        added = await self.registry.add(await self.registry.checked(spec, HOST))
+        await self.catalogue.look()
         assert await self.registry.prove(added.spec, "local/tiny")
         self.old = self.template()
-        await self.registry.replace(self.registry.merged("a", {"max_model_len": 8192}, HOST))
+        await self.registry.replace(await self.registry.merged("a", {"max_model_len": 8192}, HOST))
         self.catalogue.forget()
 
     def template(self) -> Any:

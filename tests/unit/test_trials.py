@@ -56,15 +56,17 @@ class Scene:
         """The endpoint is registered, and a worker of it was found ready."""
         await self.registry.load()
         spec = msgspec.convert({"name": "a", "model": "local/tiny"}, EndpointSpec)
-        await self.registry.add(self.registry.checked(spec, HOST))
+        await self.registry.add(await self.registry.checked(spec, HOST))
+        await self.catalogue.look()
         self.see("old", WorkerState.READY)
         assert self.look() == frozenset()
         await wait_until_async(lambda: self.endpoint.good is not None)
 
     async def change(self, **fields: Any) -> None:
         self.now += 10
-        await self.registry.replace(self.registry.merged("a", fields, HOST), again=True)
+        await self.registry.replace(await self.registry.merged("a", fields, HOST), again=True)
         self.catalogue.forget()
+        await self.catalogue.look()
         self.now += 10
 
     @property

@@ -1,6 +1,7 @@
 """One inference request on its way: what it asks for, and what has been sent to its client."""
 
 import time
+from functools import lru_cache
 from typing import Any, Protocol
 
 from gateway.errors import BadRequest
@@ -12,10 +13,7 @@ from gateway.types import Priority, Sent, Used, Wish
 
 KEPT = 1024 * 1024
 """Bytes of a request, and of its answer, that are captured at most."""
-OWN_LINES = (
-    b"x-request-id: %b\r\nx-hostler-worker: %b\r\nx-hostler-queue-ms: %d\r\n"
-    b"x-hostler-wake-ms: %d\r\nx-hostler-engine-ms: %d\r\n"
-)
+WORKER_LINES = b"\r\nx-hostler-worker: %b\r\nx-hostler-queue-ms: %d\r\nx-hostler-wake-ms: %d\r\nx-hostler-engine-ms: "
 
 
 class Familiar(Protocol):
@@ -82,6 +80,17 @@ class Ticket(Protocol):
         ...
 
 
+def worker_lines(worker: str, waited: float, woke: float) -> bytes:
+    """What an answer's head says of its worker, behind the request's id and up to what the engine took."""
+    return WORKER_LINES % (worker.encode(), round(waited * 1000), round(woke * 1000))
+
+
+@lru_cache(256)
+def lines_at_once(worker: str) -> bytes:
+    """The same for a request that need not wait."""
+    return worker_lines(worker, 0, 0)
+
+
 class Call:
     """Everything about one request; only its own task touches it."""
 
@@ -146,11 +155,11 @@ class Call:
 
     def own_lines(self) -> bytes:
         """What Hostler adds to every answer's head."""
-        lines = b"x-request-id: %b\r\n" % self.id
-        if self.worker:
-            times = (round(self.waited * 1000), round(self.woke * 1000), self._engine_ms())
-            lines = OWN_LINES % (self.id, self.worker.encode(), *times)
-        return lines if self.ticket is None else lines + self.ticket.lines()
+        limits = b"" if self.ticket is None else self.ticket.lines()
+        if not self.worker:
+            return b"".join((b"x-request-id: ", self.id, b"\r\n", limits))
+        worker = worker_lines(self.worker, self.waited, self.woke) if self.waited else lines_at_once(self.worker)
+        return b"".join((b"x-request-id: ", self.id, worker, b"%d\r\n" % self._engine_ms(), limits))
 
     def _engine_ms(self) -> int:
         """What the engine took to begin its answer; a JSON answer begins when it is generated."""

@@ -126,12 +126,15 @@ class Relay(Generic[LeaseT]):
         avoid = NOBODY
         for attempt in range(1, ATTEMPTS + 1):
             lease = self._leases.try_acquire(call.endpoint, avoid, call.wish) or await self._wait(call, patience, avoid)
-            call.worker, call.waited, call.woke = lease.slot.id, call.waited + lease.waited, call.woke + lease.woke
+            slot = lease.slot
+            call.worker = slot.id
+            if lease.waited:
+                call.waited, call.woke = call.waited + lease.waited, call.woke + lease.woke
             try:
-                await self._attempt(call, lease.slot.socket)
+                await self._attempt(call, slot.socket)
             except TryAnother as failed:
                 log.warning("worker did not answer", worker=call.worker, attempt=attempt, problem=failed.error.message)
-                avoid |= {lease.slot.incarnation}
+                avoid |= {slot.incarnation}
                 if attempt == ATTEMPTS:
                     raise failed.error from failed
             else:
@@ -233,7 +236,7 @@ class Relay(Generic[LeaseT]):
         """Give an answer on that was recognised: it is there, and no stream."""
         call.answered = time.perf_counter()
         call.start(connection.status, [], connection.lines)
-        call.client.end(connection.whole(self._metered(call)))
+        call.client.end(self._metered(call).feed(connection.take()))
 
     async def _answer(self, call: Call, connection: Connection) -> None:
         call.answered = time.perf_counter()

@@ -130,7 +130,7 @@ class Connection(asyncio.Protocol):
         """The whole body, at most `limit` bytes of it. Raises as `head`."""
         body = bytearray()
         while True:
-            body += self._take()[: limit - len(body)]
+            body += self.take()[: limit - len(body)]
             if self.done:
                 return bytes(body)
             self._read_on()
@@ -138,9 +138,12 @@ class Connection(asyncio.Protocol):
                 await self._news(seconds)
             self._check()
 
-    def whole(self, watcher: ChunkWatcher) -> bytes:
-        """The body of an answer that was recognised; it has come whole."""
-        return watcher.feed(self._take())
+    def take(self) -> bytes:
+        """What has come of the body and was not taken yet: all of it where the answer was recognised."""
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._held = 0
+        return data
 
     async def pump(self, sink: Sink, stall_seconds: float, watcher: ChunkWatcher | None = None) -> bytes:
         """Forward the body as it comes until it is whole. Raises as `head`; what was written stays written.
@@ -169,7 +172,7 @@ class Connection(asyncio.Protocol):
                 raise
             finally:
                 sink.when_free = None
-        return self._take()
+        return self.take()
 
     def abort(self) -> None:
         """Close at once; the engine notices and gives up the request."""
@@ -339,12 +342,6 @@ class Connection(asyncio.Protocol):
 
     # the pump
 
-    def _take(self) -> bytes:
-        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        self._held = 0
-        return data
-
     def _pause(self) -> None:
         if self.transport is not None and not self._paused and not self.transport.is_closing():
             self.transport.pause_reading()
@@ -360,7 +357,7 @@ class Connection(asyncio.Protocol):
         """Hand what has come to the client's side."""
         sink = self._sink
         if sink is not None:
-            sink.write(self._take())
+            sink.write(self.take())
             if sink.blocked:
                 self._pause()
 

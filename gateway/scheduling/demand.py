@@ -308,13 +308,11 @@ class Demand:
     def _take_back(self, waiter: Waiter) -> None:
         """A slot that was granted in the very moment the waiter gave up goes to the next one."""
         if waiter.granted.done() and not waiter.granted.cancelled() and waiter.granted.exception() is None:
-            self._release_slot(waiter.granted.result())
+            self.release(waiter.granted.result().at_once)
 
     def release(self, lease: Lease) -> None:
         """Take a lease back."""
-        self._release_slot(lease.slot)
-
-    def _release_slot(self, slot: Slot) -> None:
+        slot = lease.slot
         slot.in_flight -= 1
         slot.last_used = self._clock()
         if self._waiting and (queue := self.queues.get(slot.endpoint)) is not None and queue.waiters:

@@ -139,12 +139,15 @@ class Account:
 
     def admits(self, tokens: int, now: float, cost: int, doubt: int, doubt_cost: int) -> bool:
         """What `fits`, and `is_sure` unless it takes no tokens: the quick way for nearly all requests."""
-        if cost:
-            return self.fits(tokens, now, cost) and (not tokens or self.is_sure(tokens, cost, doubt, doubt_cost))
         if now >= self._ends:
             self.reset(now)
         room = self._most_tokens - self._tokens - self.reserved - tokens
-        return room >= 0 and (self.doubt + doubt <= room or not tokens or not (self.reserved or self.reserved_cost))
+        room_cost = self._most_cost - self._cost - self.reserved_cost - cost
+        if room < 0 or (cost and room_cost < 0):
+            return False
+        if self.doubt + doubt <= room and (not cost or self.doubt_cost + doubt_cost <= room_cost):
+            return True
+        return not tokens or not (self.reserved or self.reserved_cost)
 
     def is_spent(self, tokens: int, now: float, cost: int = 0) -> bool:
         """Whether so much will not fit in this period whatever becomes of the requests that are under way."""

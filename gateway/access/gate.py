@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from gateway.access.budget import Account, Spent
-from gateway.access.quota import Hold, Now, Quota, Refusal
-from gateway.access.window import TICKS_A_SECOND, tick_of
+from gateway.access.quota import Asks, Hold, Now, Quota, Refusal
+from gateway.access.window import TICKS_A_SECOND, State, tick_of
 from gateway.errors import BudgetSpent, LimitReached, TooManyRequests, Unauthorized
 from gateway.types import Budget, Estimate, Limits
 
@@ -34,7 +34,7 @@ REQUEST_LINES, TOKEN_LINES = (
     b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n" % (what, what, what)
     for what in (b"requests", b"tokens")
 )
-State = tuple[int, int, float]
+BOTH_LINES = REQUEST_LINES + TOKEN_LINES
 
 Headers = list[tuple[bytes, bytes]]
 Quotas = tuple[Quota, ...]
@@ -66,19 +66,13 @@ class Ticket(msgspec.Struct, frozen=True, gc=False):
 class Waiter:
     """A request in line."""
 
-    __slots__ = ("cost", "doubt", "granted", "number", "quotas", "tokens")
+    __slots__ = ("asks", "granted", "number", "quotas")
 
-    def __init__(self, number: int, quotas: Quotas, tokens: int, cost: int, doubt: int) -> None:
+    def __init__(self, number: int, quotas: Quotas, asks: Asks) -> None:
         self.number = number
         self.quotas = quotas
-        self.tokens = tokens
-        self.cost = cost
-        self.doubt = doubt
+        self.asks = asks
         self.granted: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
-
-    def asks(self) -> tuple[int, int, int]:
-        """Tokens, cost and doubt."""
-        return self.tokens, self.cost, self.doubt
 
 
 class Gate:
@@ -178,29 +172,29 @@ class Gate:
         """Let a request in if it can go on at once, as nearly all can; None where it can't, which is for `enter`."""
         if self.waiting and any(quota.waiting for quota in quotas):
             return None
-        tokens, cost, doubt = _asks(quotas, estimate)
+        asks = _asks(quotas, estimate)
         tick, unix = int(self.steady() * TICKS_A_SECOND), self.unix()
         for quota in quotas:
-            if not quota.admits(tokens, tick, unix, cost, doubt):
+            if not quota.admits(asks, tick, unix):
                 return None
-        return Ticket(self, quotas, [quota.take(tokens, tick, cost, doubt) for quota in quotas])
+        return Ticket(self, quotas, [quota.take(asks, tick) for quota in quotas])
 
     async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
         ticket = self.try_enter(quotas, estimate)
         if ticket is not None:
             return ticket
-        tokens, cost, doubt = _asks(quotas, estimate)
-        _, refused = self._held_back(quotas, self.now(), tokens, cost, doubt)
+        asks = _asks(quotas, estimate)
+        _, refused = self._held_back(quotas, asks, self.now())
         refused = refused or BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self.waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
-        return await self._wait(Waiter(next(self._numbers), quotas, tokens, cost, doubt), patience)
+        return await self._wait(Waiter(next(self._numbers), quotas, asks), patience)
 
-    def _held_back(self, quotas: Quotas, now: Now, tokens: int, cost: int, doubt: int) -> tuple[Quota, Refusal | None]:
+    def _held_back(self, quotas: Quotas, asks: Asks, now: Now) -> tuple[Quota, Refusal | None]:
         """The first quota that refuses a request, and why; None in its place if none does."""
         for quota in quotas:
-            refused = quota.refusal(tokens, now, cost, doubt)
+            refused = quota.refusal(asks, now)
             if refused is not None:
                 return quota, refused
         return quotas[0], None
@@ -226,7 +220,7 @@ class Gate:
                 return await waiter.granted
         except TimeoutError:
             self._give_back(waiter)
-            _, refused = self._held_back(waiter.quotas, self.now(), *waiter.asks())
+            _, refused = self._held_back(waiter.quotas, waiter.asks, self.now())
             raise self._error(refused or BEHIND_OTHERS, waiter.quotas) from None
         except asyncio.CancelledError:
             self._give_back(waiter)
@@ -281,10 +275,10 @@ class Gate:
             if not blocked.isdisjoint(quotas):
                 continue
             if not waiter.granted.done():  # else it has given up and is about to leave
-                quota, refused = self._held_back(quotas, now, *waiter.asks())
+                quota, refused = self._held_back(quotas, waiter.asks, now)
                 if refused is None:
                     tick = tick_of(now.steady)
-                    holds = [quota.take(waiter.tokens, tick, waiter.cost, waiter.doubt) for quota in quotas]
+                    holds = [quota.take(waiter.asks, tick) for quota in quotas]
                     waiter.granted.set_result(Ticket(self, quotas, holds))
                 elif refused.can_wait:
                     blocked.add(quota)
@@ -301,49 +295,43 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(pause, self.let_in)
 
 
-def _asks(quotas: Quotas, estimate: Estimate) -> tuple[int, int, int]:
-    """What to reserve of each of them: tokens, cost, and the tokens that it may take beyond."""
+def _asks(quotas: Quotas, estimate: Estimate) -> Asks:
     tokens = estimate.likely
     if tokens != estimate.least:
         tokens = min([quota.amount(estimate) for quota in quotas])  # none of them is less than the least
-    cost = 0 if estimate.price is None else max([quota.cost(estimate) for quota in quotas])
-    return tokens, cost, max(0, estimate.most - tokens)
+    doubt = max(0, estimate.most - tokens)
+    if estimate.price is None:
+        return tokens, 0, doubt, 0
+    cost = max([quota.cost(estimate) for quota in quotas])
+    return tokens, cost, doubt, cost * doubt // tokens if tokens else 0
 
 
 def states(quotas: Quotas, now: float) -> tuple[State | None, State | None]:
-    """Of requests and tokens: what is left, of how much, and the seconds until all of it is; of several the least."""
-    requests = tokens = None
-    for quota in quotas:
-        if quota.requests is not None:
-            state = quota.requests.state(now)
-            if requests is None or state < requests:
-                requests = state
-        if quota.tokens is not None:
-            state = quota.tokens.state(now)
-            if tokens is None or state < tokens:
-                tokens = state
-    return requests, tokens
+    """Of requests and of tokens: of several limits the one with the least left."""
+    found = [quota.window.states(now) for quota in quotas if quota.window is not None]
+    requests = [state for state, _ in found if state is not None]
+    tokens = [state for _, state in found if state is not None]
+    return min(requests, default=None), min(tokens, default=None)
 
 
 def told_in_lines(quotas: Quotas, now: float) -> bytes:
-    """`x-ratelimit-*` in OpenAI's words, as lines of a head: of several limits the one with the least left."""
-    if len(quotas) == 1:
-        window, other = quotas[0].requests, quotas[0].tokens
-        requests = window.state(now) if window is not None else None
-        tokens = other.state(now) if other is not None else None
-    else:
-        requests, tokens = states(quotas, now)
-    lines = reset = b""
-    if requests is not None:
-        left, limit, seconds = requests
-        reset = duration(math.ceil(seconds * 1000))
-        lines = REQUEST_LINES % (limit, left, reset)
-    if tokens is not None:
-        left, limit, seconds = tokens
-        if requests is None or seconds != requests[2]:  # mostly both were last taken of together
-            reset = duration(math.ceil(seconds * 1000))
-        lines += TOKEN_LINES % (limit, left, reset)
-    return lines
+    """`x-ratelimit-*` in OpenAI's words, as lines of a head."""
+    window = quotas[0].window
+    requests, tokens = window.states(now) if window is not None and len(quotas) == 1 else states(quotas, now)
+    if requests is None:
+        return TOKEN_LINES % _told(tokens) if tokens is not None else b""
+    if tokens is None:
+        return REQUEST_LINES % _told(requests)
+    left, limit, seconds = requests
+    if tokens[2] != seconds:
+        return BOTH_LINES % (*_told(requests), *_told(tokens))
+    reset = duration(math.ceil(seconds * 1000))  # as it mostly is: both were last taken of together
+    return BOTH_LINES % (limit, left, reset, tokens[1], tokens[0], reset)
+
+
+def _told(state: State) -> tuple[int, int, bytes]:
+    left, limit, seconds = state
+    return limit, left, duration(math.ceil(seconds * 1000))
 
 
 def told(quotas: Quotas, now: float) -> Headers:

@@ -15,7 +15,8 @@ import msgspec
 import structlog
 
 from gateway.access.gate import Gate
-from gateway.access.quota import Quota, Taken
+from gateway.access.quota import Quota
+from gateway.access.window import Taken
 
 log = structlog.get_logger(__name__)
 

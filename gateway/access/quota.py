@@ -6,13 +6,17 @@ from typing import NamedTuple
 import msgspec
 
 from gateway.access.budget import Account
-from gateway.access.window import Bucket, Window, tick_of
+from gateway.access.window import Bucket, Taken, What, Window
 from gateway.prices import units
 from gateway.types import Estimate, Limits
 
 NO_LIMITS = Limits()
 UNKNOWN_SECONDS = 1.0
 """Until a request under way ends: nobody knows."""
+
+
+Asks = tuple[int, int, int, int]
+"""What a request reserves: tokens, and their cost in billionths; tokens that it may take beyond, and their cost."""
 
 
 class Now(msgspec.Struct, frozen=True, gc=False):
@@ -37,30 +41,19 @@ class Hold(msgspec.Struct, frozen=True, gc=False):
     """What a request under way has taken of one quota; `settle` must follow, once."""
 
     quota: "Quota"
+    window: Window | None
     bucket: Bucket | None
     account: Account | None
-    tokens: int
-    cost: int
-    """Billionths of a unit."""
-    doubt: int
-    """What it may take beyond, in tokens."""
+    asks: Asks
 
     def settle(self, tokens: int, tick: int, unix: float, cost: int = 0) -> None:
         """The request is over, and took so many tokens, and billionths of a unit, in truth."""
+        reserved, reserved_cost, doubt, doubt_cost = self.asks
         self.quota.in_flight -= 1
-        reserved = self.tokens
-        if self.bucket is not None:
-            self.bucket.window.settle(self.bucket, reserved, tokens, tick)
+        if self.window is not None and self.bucket is not None:
+            self.window.settle(self.bucket, reserved, tokens, tick)
         if self.account is not None:
-            doubt_cost = _more(self.cost, reserved, self.doubt) if self.cost else 0
-            self.account.settle(reserved, tokens, unix, self.cost, cost, self.doubt, doubt_cost)
-
-
-class Taken(NamedTuple):
-    """What was taken within a minute: amounts by the whole seconds since."""
-
-    requests: list[tuple[int, int]]
-    tokens: list[tuple[int, int]]
+            self.account.settle(reserved, tokens, unix, reserved_cost, cost, doubt, doubt_cost)
 
 
 class Quota:
@@ -69,8 +62,7 @@ class Quota:
     def __init__(self, whose: str, limits: Limits | None, account: Account | None = None) -> None:
         self.whose = whose
         """The subject of a sentence: "The key 'app'"."""
-        self.requests: Window | None = None
-        self.tokens: Window | None = None
+        self.window: Window | None = None
         self.account = account
         self.in_flight = 0
         self.waiting = 0
@@ -81,8 +73,11 @@ class Quota:
     def limit(self, limits: Limits | None) -> None:
         """Set other limits. What was taken within the last minute stays taken."""
         limits = limits or NO_LIMITS
-        self.requests = _window(self.requests, limits.requests_per_minute)
-        self.tokens = _window(self.tokens, limits.tokens_per_minute)
+        requests, tokens = limits.requests_per_minute, limits.tokens_per_minute
+        if requests is None and tokens is None:
+            self.window = None
+        else:
+            self.window = (self.window or Window(requests, tokens)).limited(requests, tokens)
         self._concurrency = limits.concurrency
 
     def amount(self, estimate: Estimate) -> int:
@@ -90,8 +85,8 @@ class Quota:
         tokens = estimate.likely
         if tokens == estimate.least:
             return tokens
-        if self.tokens is not None and self.tokens.limit < tokens:
-            tokens = self.tokens.limit
+        if self.window is not None and (limit := self.window.tokens) is not None and limit < tokens:
+            tokens = limit
         if self.account is not None and (most := self.account.budget.tokens) is not None and most < tokens:
             tokens = most
         return max(estimate.least, tokens)
@@ -107,26 +102,28 @@ class Quota:
             return least
         return account.cut(least, price.of_estimate(prompt, estimate.likely - prompt))
 
-    def admits(self, tokens: int, tick: int, unix: float, cost: int = 0, doubt: int = 0) -> bool:
+    def admits(self, asks: Asks, tick: int, unix: float) -> bool:
         """Whether there is no `refusal`, in a tick of the windows' clock; the quick way for nearly all requests."""
-        account, requests, window = self.account, self.requests, self.tokens
+        tokens, cost, doubt, doubt_cost = asks
+        account, window = self.account, self.window
         return (
-            (account is None or account.admits(tokens, unix, cost, doubt, _more(cost, tokens, doubt) if cost else 0))
-            and (requests is None or requests.fits(1, tick))
-            and (window is None or window.fits(tokens, tick))
+            (account is None or account.admits(tokens, unix, cost, doubt, doubt_cost))
+            and (window is None or window.admits(tokens, tick))
             and (self._concurrency is None or self.in_flight < self._concurrency)
         )
 
-    def refusal(self, tokens: int, now: Now, cost: int = 0, doubt: int = 0) -> Refusal | None:
-        """Why a request that may take so much, and `doubt` tokens beyond, can't go on now; None if it can."""
-        return self._over_budget(tokens, now, cost, doubt) or self._too_fast(tokens, now) or self._too_many()
+    def refusal(self, asks: Asks, now: Now) -> Refusal | None:
+        """Why a request can't go on now; None if it can."""
+        tokens = asks[0]
+        return self._over_budget(asks, now) or self._too_fast(tokens, now) or self._too_many()
 
-    def _over_budget(self, tokens: int, now: Now, cost: int, doubt: int) -> Refusal | None:
+    def _over_budget(self, asks: Asks, now: Now) -> Refusal | None:
         account = self.account
         if account is None:
             return None
+        tokens, cost, doubt, doubt_cost = asks
         if account.fits(tokens, now.unix, cost):
-            if not tokens or account.is_sure(tokens, cost, doubt, _more(cost, tokens, doubt)):
+            if not tokens or account.is_sure(tokens, cost, doubt, doubt_cost):
                 return None
             why = (
                 f"{self.whose} has little left of its budget, and this request may take up to {doubt} tokens more than "
@@ -155,21 +152,22 @@ class Quota:
         )
 
     def _too_fast(self, tokens: int, now: Now) -> Refusal | None:
-        tick = tick_of(now.steady)
-        if self.requests is not None and not self.requests.fits(1, tick):
-            return self._too_much("requests", self.requests, 1, now.steady)
-        if self.tokens is not None and not self.tokens.fits(tokens, tick):
-            return self._too_much("tokens", self.tokens, tokens, now.steady)
-        return None
+        window = self.window
+        if window is None:
+            return None
+        return self._too_much(window, "requests", 1, now.steady) or self._too_much(window, "tokens", tokens, now.steady)
 
-    def _too_much(self, what: str, window: Window, amount: int, now: float) -> Refusal:
+    def _too_much(self, window: Window, what: What, amount: int, now: float) -> Refusal | None:
+        if window.fits(what, amount, now):
+            return None
+        limit = getattr(window, what)
         why = (
-            f"{self.whose} may take {window.limit} {what} a minute, and {window.remaining(now)} are left; "
+            f"{self.whose} may take {limit} {what} a minute, and {window.remaining(what, now)} are left; "
             f"this request may take {amount}"
         )
-        if amount > window.limit:
+        if amount > limit:
             return Refusal(why, math.inf, can_wait=False)
-        return Refusal(why, window.seconds_until(amount, now), can_wait=True)
+        return Refusal(why, window.seconds_until(what, amount, now), can_wait=True)
 
     def _too_many(self) -> Refusal | None:
         if self._concurrency is None or self.in_flight < self._concurrency:
@@ -177,41 +175,21 @@ class Quota:
         why = f"{self.whose} may have {self._concurrency} requests under way at once, and {self.in_flight} are"
         return Refusal(why, UNKNOWN_SECONDS, can_wait=True)
 
-    def take(self, tokens: int, tick: int, cost: int = 0, doubt: int = 0) -> Hold:
-        """Let a request go on; `settle` must follow, with the same amounts."""
+    def take(self, asks: Asks, tick: int) -> Hold:
+        """Let a request go on; `settle` must follow."""
+        tokens, cost, doubt, doubt_cost = asks
         self.in_flight += 1
-        account, requests, window = self.account, self.requests, self.tokens
+        account, window = self.account, self.window
         if account is not None:
-            account.reserve(tokens, cost, doubt, _more(cost, tokens, doubt) if cost else 0)
-        if requests is not None:
-            requests.take(1, tick)
+            account.reserve(tokens, cost, doubt, doubt_cost)
         bucket = window.take(tokens, tick) if window is not None else None
-        return Hold(self, bucket, account, tokens, cost, doubt)
+        return Hold(self, window, bucket, account, asks)
 
     def taken(self, now: float) -> Taken:
         """What is taken of the last minute."""
-        return Taken(
-            self.requests.ages(now) if self.requests is not None else [],
-            self.tokens.ages(now) if self.tokens is not None else [],
-        )
+        return self.window.taken(now) if self.window is not None else Taken([], [])
 
     def put_back(self, taken: Taken, passed: float, now: float) -> None:
         """Take what was taken of this quota `passed` seconds ago, in another life of the gateway."""
-        if self.requests is not None:
-            self.requests.put_back(taken.requests, passed, now)
-        if self.tokens is not None:
-            self.tokens.put_back(taken.tokens, passed, now)
-
-
-def _more(cost: int, tokens: int, doubt: int) -> int:
-    """What so many tokens beyond may cost, where so many cost so much."""
-    return cost * doubt // tokens if cost and tokens else 0
-
-
-def _window(old: Window | None, limit: int | None) -> Window | None:
-    if limit is None:
-        return None
-    if old is None:
-        return Window(limit)
-    old.limit = limit
-    return old
+        if self.window is not None:
+            self.window.put_back(taken, passed, now)

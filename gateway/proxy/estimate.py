@@ -87,9 +87,7 @@ def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
     count = 1
     if asked.n is not ABSENT or asked.best_of is not ABSENT:
         count = max(_number(asked.n) or 1, _number(asked.best_of) or 1)
-    most = _number(getattr(asked, bounds[0]))
-    if most is None and len(bounds) > 1:
-        most = _number(getattr(asked, bounds[1]))
+    most = _most(asked, bounds)
     if path == "/v1/completions":
         count *= _how_many(asked.prompt)
         if asked.max_tokens is ABSENT:
@@ -99,6 +97,15 @@ def estimate(path: str, read: Peek, price: Price | None = None) -> Estimate:
         return Estimate(asks, asks, prompt, price, min(MOST, dense + count * most))
     likely, longest = min(MOST, prompt + count * OUTPUT_TOKENS), min(MOST, dense + count * LONG_TOKENS)
     return Estimate(prompt, likely, prompt, price, longest)
+
+
+def _most(asked: Fields, bounds: Iterable[str]) -> int | None:
+    """The first of these fields that holds a number."""
+    for name in bounds:
+        bound = getattr(asked, name)
+        if bound is not ABSENT and (most := _number(bound)) is not None:
+            return most
+    return None
 
 
 def _has_only_messages(asked: Fields) -> bool:

@@ -129,8 +129,8 @@ async def test_who_may_wait_is_let_in_when_the_minute_has_passed() -> None:
     loop = asyncio.get_running_loop()
     quotas = gate.quotas("k", "e")
     assert quotas is not None
-    assert quotas[0].requests is not None
-    quotas[0].requests.take(1, tick_of(loop.time() - 59.9))
+    assert quotas[0].window is not None
+    quotas[0].window.take(0, tick_of(loop.time() - 59.9))
     await enter(gate, patience=LONG)
 
 

@@ -123,13 +123,13 @@ def test_what_is_put_back_is_never_free_before_it_would_have_been_and_at_most_a_
     steps: list[tuple[float, int]], passed: float, later: float
 ) -> None:
     now = 100.0
-    old = Window(10_000)
+    old = Window(None, 10_000)
     for pause, amount in steps:
         now += pause
         old.take(amount, tick_of(now))
-    new = Window(10_000)
-    new.put_back(old.ages(now), passed, 5.0)
-    soon, late = new.remaining(5.0 + later), new.remaining(5.0 + later + 1.05)
-    before, after = old.remaining(now + passed + later), old.remaining(now + passed + later + 0.02)
+    new = Window(None, 10_000)
+    new.put_back(old.taken(now), passed, 5.0)
+    soon, late = (new.remaining("tokens", 5.0 + later + more) for more in (0, 1.05))
+    before, after = (old.remaining("tokens", now + passed + later + more) for more in (0, 0.02))
     assert soon <= after
     assert late >= before

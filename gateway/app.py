@@ -53,6 +53,7 @@ from gateway.manager import ManagerClient, ManagerRefused
 from gateway.metrics import Metrics
 from gateway.openapi.routes import DocumentRoutes
 from gateway.proxy import canary
+from gateway.proxy.endings import Endings
 from gateway.proxy.hygiene import Hygiene, limits_of
 from gateway.proxy.pool import Pool
 from gateway.proxy.probe import Prober
@@ -148,9 +149,7 @@ class Gateway:
             self.accounts.gate,
             self.registry.resolve,
             Relay(self.demand, self.pool, settings, self.keyring.opens),
-            self.metrics,
-            RequestLog(settings.log_level, settings.log_format),
-            self.recorder.record,
+            Endings(self.metrics.requests, RequestLog(settings.log_level, settings.log_format), self.recorder.record),
             captured=self.captures.keys,
             capture=self.captures.take,
             hygiene=Hygiene(limits_of(settings)),

@@ -14,7 +14,7 @@ import threading
 import time
 from pathlib import Path
 from traceback import extract_tb
-from typing import Any, Literal, TextIO, cast
+from typing import Any, Literal, NamedTuple, TextIO, cast
 
 import msgspec
 import structlog
@@ -28,9 +28,7 @@ CAUSES = 5
 FLUSH_LINES = 256
 """Lines of requests that are kept back at most."""
 
-LINE = b'{"request_id":%b,%b,"ms":%.1f,"queue_ms":%.1f,%b,"timestamp":"%b"}\n'
-COMMON_LIMIT = 1024
-"""Kinds of requests whose common part is kept encoded; paths with ids in them are as many as there are ids."""
+LINE = b'{"request_id":"%b",%b,"ms":%.1f,"queue_ms":%.1f,%b,"timestamp":"%b.%06dZ"}\n'
 
 SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|hf_[A-Za-z0-9]{20,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
 """What a credential looks like. A fence behind the rule that no code logs one."""
@@ -124,6 +122,16 @@ class Output:
                     self.lost += len(lines)
 
 
+class LineParts(NamedTuple):
+    """What the lines of many requests have in common: all but their ids and times."""
+
+    line: RequestLine
+    before: bytes = b""
+    """Encoded: the members between id and times."""
+    after: bytes = b""
+    """And those behind them."""
+
+
 class RequestLog:
     """Where inference requests are logged: as JSON by a short cut, in any other form like everything else."""
 
@@ -132,46 +140,39 @@ class RequestLog:
         self._json = form == "json"
         self._encode = msgspec.json.Encoder().encode
         self._second, self._date = 0, b""
-        self._common: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
-        """What the lines of many requests have in common, encoded."""
 
-    def write(self, line: RequestLine) -> None:
-        """Log one request."""
-        if not self._wanted:
-            return
-        request_id = clean(line.request_id)
-        if self._json:
-            same = (line.method, line.path, line.status, line.endpoint, line.worker, line.key, line.stream, line.error)
-            before, after = self._common.get(same) or self._encoded(line, same)
-            name = b'"%b"' % request_id.encode() if request_id.isalnum() else self._encode(request_id)
-            output.later(LINE % (name, before, line.ms, line.queue_ms, after, self._now()))
-        else:
-            line.request_id, line.path = request_id, clean(line.path)
-            line.ms, line.queue_ms = round(line.ms, 1), round(line.queue_ms, 1)
-            fields = msgspec.structs.asdict(line)
-            structlog.get_logger(__name__).info(**{name: fields[name] for name in fields if name not in ADDED})
-
-    def _encoded(self, line: RequestLine, same: tuple[Any, ...]) -> tuple[bytes, bytes]:
-        """The members of a line before its times, and those behind them."""
+    def parts(self, line: RequestLine) -> LineParts:
+        """What lines like this one have in common."""
         line.path = clean(line.path)
-        whole = self._encode(line)
-        _, _, rest = whole.partition(b',"method":')
+        _, _, rest = self._encode(line).partition(b',"method":')
         before, _, rest = rest.rpartition(b',"ms":')
         _, _, after = rest.partition(b',"stream":')
-        found = b'"method":' + before, b'"stream":' + after.rpartition(b',"timestamp":')[0]
-        if len(self._common) >= COMMON_LIMIT:
-            self._common.clear()
-        self._common[same] = found
-        return found
+        return LineParts(line, b'"method":' + before, b'"stream":' + after.rpartition(b',"timestamp":')[0])
 
-    def _now(self) -> bytes:
-        """The time as structlog's stamper writes it; all but the fraction is made once a second."""
-        now = time.time()
-        second = int(now)
-        if second != self._second:
-            self._second = second
-            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
-        return b"%b.%06dZ" % (self._date, (now - second) * 1e6)
+    def write(self, parts: LineParts, request_id: bytes, ms: float, queue_ms: float, at: float) -> None:
+        """Log a request that ended at this time (Unix seconds)."""
+        if not self._wanted:
+            return
+        if not self._json:
+            self._write_as_others(parts.line, clean(request_id.decode()), ms, queue_ms)
+            return
+        fraction = at - self._second
+        if not 0 <= fraction < 1:  # all but the fraction is made once a second, as structlog's stamper writes it
+            self._second = int(at)
+            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self._second)).encode()
+            fraction = at - self._second
+        # what is letters and digits only has nothing to escape, and is no credential: those have an underscore or space
+        name = request_id if request_id.isalnum() else self._encode(clean(request_id.decode()))[1:-1]
+        output.later(LINE % (name, parts.before, ms, queue_ms, parts.after, self._date, fraction * 1e6))
+
+    @staticmethod
+    def _write_as_others(line: RequestLine, request_id: str, ms: float, queue_ms: float) -> None:
+        fields = msgspec.structs.asdict(line) | {
+            "request_id": request_id,
+            "ms": round(ms, 1),
+            "queue_ms": round(queue_ms, 1),
+        }
+        structlog.get_logger(__name__).info(**{name: fields[name] for name in fields if name not in ADDED})
 
 
 output = Output()

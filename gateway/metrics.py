@@ -13,7 +13,9 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+NOWHERE = "-"
+"""The label of requests that came to no endpoint."""
 
 
 class Times:
@@ -32,40 +34,52 @@ class Times:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds with cumulative counts, as Prometheus has them."""
-        bounds = [*(str(float(bound)) for bound in SECONDS), "+Inf"]
+        bounds = [*map(str, SECONDS), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
+
+
+class Tally:
+    """Where requests for one endpoint that ended with one status are counted; their times with those of the others."""
+
+    __slots__ = ("number", "queued", "whole")
+
+    def __init__(self, whole: Times, queued: Times) -> None:
+        self.number = 0
+        self.whole = whole
+        self.queued = queued
+
+    def count(self, seconds: float, queued: float) -> None:
+        """Count a request, how long it took, and how much of that it waited for a worker."""
+        self.number += 1
+        self.whole.observe(seconds)
+        if queued:
+            self.queued.observe(queued)
+        else:
+            self.queued.counts[0] += 1
 
 
 class RequestCounts(Collector):
     """Requests by endpoint and status, and their times by endpoint."""
 
     def __init__(self) -> None:
-        self._requests: dict[tuple[str, int], int] = {}
+        self._tallies: dict[tuple[str, int], Tally] = {}
         self._times: dict[str, tuple[Times, Times]] = {}
 
-    def count(self, endpoint: str, status: int) -> None:
-        """Note the end of a request."""
-        key = (endpoint, status)
-        self._requests[key] = self._requests.get(key, 0) + 1
-
-    def observe(self, endpoint: str, seconds: float, queued: float) -> None:
-        """Note how long a request took and how much of that it waited for a worker."""
-        times = self._times.get(endpoint)
-        if times is None:
-            times = self._times[endpoint] = (Times(), Times())
-        times[0].observe(seconds)
-        if queued:
-            times[1].observe(queued)
-        else:
-            times[1].counts[0] += 1
+    def tally(self, endpoint: str, status: int) -> Tally:
+        """Where such requests are counted; those that came to no endpoint have an empty one, and no times."""
+        tally = self._tallies.get((endpoint, status))
+        if tally is None:
+            times = self._times.setdefault(endpoint, (Times(), Times())) if endpoint else (Times(), Times())
+            tally = self._tallies[endpoint, status] = Tally(*times)
+        return tally
 
     def collect(self) -> Iterator[Metric]:
         """The families, for Prometheus."""
         requests = CounterMetricFamily(
             "hostler_requests", "Inference requests by endpoint and status", labels=["endpoint", "status"]
         )
-        for (endpoint, status), number in self._requests.items():
-            requests.add_metric([endpoint, str(status)], number)
+        for (endpoint, status), tally in self._tallies.items():
+            requests.add_metric([endpoint or NOWHERE, str(status)], tally.number)
         whole = HistogramMetricFamily("hostler_request_seconds", "Seconds from first to last byte", labels=["endpoint"])
         queued = HistogramMetricFamily(
             "hostler_queue_seconds", "Seconds a request waited for a worker", labels=["endpoint"]

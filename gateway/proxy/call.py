@@ -196,14 +196,14 @@ class Call:
             raise BadRequest("The header x-hostler-priority takes 'interactive' or 'batch'")
         return priority
 
-    def used(self, status: int, seconds: float, *, client_gone: bool) -> Used:
-        """What it took, now that it has ended after so many seconds."""
+    def used(self, now: float, status: int, seconds: float, *, client_gone: bool) -> Used:
+        """What it took, now (Unix seconds) that it has ended after so many seconds."""
         took = tokens(self.meter, len(self.wish.prefix))
         price = self.price
         # by place, for names cost 2 us
         return Used._make(
             (
-                time.time(),
+                now,
                 self.id.decode(),
                 self.key,
                 self.endpoint,
@@ -216,7 +216,7 @@ class Call:
                 took.generated,
                 took.cached,
                 int(took.estimated),
-                round(self.waited * 1000),
+                round(self.waited * 1000) if self.waited else 0,
                 None if self.answered is None else round((self.answered - self.began) * 1000),
                 round(seconds * 1000),
                 0 if price is None else price.of_tokens(took.prompt, took.cached, took.generated),

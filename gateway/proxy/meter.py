@@ -112,8 +112,17 @@ class BodyMeter:
     @property
     def usage(self) -> Usage | None:
         """What the engine told; None where it did not, or not in a form we know."""
-        found = OBJECT.match(self._found or b"")
+        found = usage_object(self._found) if self._found is not None else None
         try:
-            return _decode(found[1]) if found else None
+            return _decode(found) if found is not None else None
         except msgspec.DecodeError:
             return None
+
+
+def usage_object(found: bytes) -> bytes | None:
+    """The object that this begins with, if it is whole."""
+    end = found.find(b"}") + 1
+    if end and found.startswith(b"{") and found.rfind(b"{", 1, end) < 0:  # nothing nested: OBJECT would match the same
+        return found[:end]
+    match = OBJECT.match(found)
+    return match[1] if match is not None else None

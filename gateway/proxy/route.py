@@ -19,12 +19,12 @@ from gateway.errors import (
     TokenUnverified,
     Unauthorized,
 )
-from gateway.logs import RequestLine, RequestLog, whereabouts
-from gateway.metrics import Metrics
+from gateway.logs import whereabouts
 from gateway.prices import Price
 from gateway.proxy.bulk import LARGE, check_bulk
 from gateway.proxy.call import Call, Client, Ticket
 from gateway.proxy.dialects import RESPONSES, error_event
+from gateway.proxy.endings import Endings
 from gateway.proxy.estimate import estimate
 from gateway.proxy.form import is_form
 from gateway.proxy.head import Head
@@ -35,7 +35,7 @@ from gateway.proxy.peek import ABSENT, Peek, peek
 from gateway.proxy.relay import Relay, lost_response
 from gateway.proxy.splice import with_model, with_usage
 from gateway.proxy.tap import Tap
-from gateway.types import Allowable, Estimate, Principal, Scope, Sent, Used, Wish
+from gateway.types import Allowable, Estimate, Principal, Scope, Sent, Wish
 
 log = structlog.get_logger(__name__)
 
@@ -146,9 +146,7 @@ class InferenceEntry:
         gate: Gate[Any],
         resolve: Resolve,
         relay: Relay[Any],
-        metrics: Metrics,
-        request_log: RequestLog,
-        record: Callable[[Used], None],
+        endings: Endings,
         *,
         hygiene: Hygiene,
         captured: set[str],
@@ -164,9 +162,7 @@ class InferenceEntry:
         self._gate = gate
         self._resolve = resolve
         self._relay = relay
-        self._metrics = metrics
-        self._log = request_log
-        self._record = record
+        self._endings = endings
         self._hygiene = hygiene
         # its own, since others of a process may wait for a disk that hangs; one, so that memory is taken once
         self._large_reader = ThreadPoolExecutor(1, "large-bodies")
@@ -205,7 +201,7 @@ class InferenceEntry:
                 f"The gateway failed on this request; its log has the cause under the request id {call.id.decode()}"
             )
         finally:
-            self._account(call, error)
+            self._endings.note(call, error)
         if error is not None and not client.ended:
             self._refuse(call, error)
         if call.tap is not None:
@@ -338,33 +334,3 @@ class InferenceEntry:
         elif call.stream:
             call.client.end(error_event(call.dialect, error))
         # else: a status and a length are out; returning with the answer unfinished makes the server cut the connection
-
-    def _account(self, call: Call, error: GatewayError | None) -> None:
-        status = call.status if error is None else error.status
-        seconds = time.perf_counter() - call.began
-        endpoint = call.endpoint or "-"
-        self._metrics.requests.count(endpoint, status)
-        if call.endpoint:
-            self._metrics.requests.observe(endpoint, seconds, call.waited)
-        if call.metered:
-            used = call.used(status, seconds, client_gone=isinstance(error, ClientGone))
-            if call.ticket is not None:
-                call.ticket.settle(used.tokens_in + used.tokens_out, used.cost)
-            self._record(used)
-        elif call.ticket is not None:
-            call.ticket.settle(0)
-        self._log.write(
-            RequestLine(
-                call.id.decode(),
-                call.method,
-                call.path,
-                status,
-                endpoint,
-                call.worker or None,
-                call.key or None,
-                seconds * 1000,
-                call.waited * 1000,
-                call.stream,
-                error.code if error is not None else None,
-            )
-        )

@@ -28,17 +28,19 @@ except ValueError:
 """
 
 REQUEST_SCRIPT = """
-import asyncio, sys
+import asyncio, sys, time
 import structlog
 from gateway import logs
 
 async def main():
     log, requests = structlog.get_logger("test"), logs.RequestLog(sys.argv[2], sys.argv[1])
     log.warning("before")
-    requests.write(logs.RequestLine("hst_abcdefgh", "POST", "/v1/x", 200, "a", None, None, 1.5, 0.0, True, None))
+    line = requests.parts(logs.RequestLine("", "POST", "/v1/x", 200, "a", None, None, 0, 0, True, None))
+    requests.write(line, b"hst_abcdefgh", 1.5, 0.0, time.time())
     log.warning("between")
     for number in range(600):
-        requests.write(logs.RequestLine("r", "POST", "/v1/x", number, "a", None, None, 1.5, 0.0, True, None))
+        line = requests.parts(logs.RequestLine("", "POST", "/v1/x", number, "a", None, None, 0, 0, True, None))
+        requests.write(line, b"r", 1.5, 0.0, time.time())
 
 logs.set_up(sys.argv[2], sys.argv[1])
 asyncio.run(main())

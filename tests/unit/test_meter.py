@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.proxy.dialects import ANTHROPIC, RESPONSES, StreamEnd
-from gateway.proxy.meter import CAPTURED, BodyMeter, Meter, Tokens, tokens
+from gateway.proxy.meter import CAPTURED, OBJECT, BodyMeter, Meter, Tokens, tokens, usage_object
 
 # as vLLM 0.32 writes them
 CHAT = (
@@ -91,3 +91,10 @@ def test_a_message_that_breaks_off_has_told_its_prompt_and_its_events_are_counte
 
 def test_what_no_engine_answered_took_nothing() -> None:
     assert tokens(None, 1000) == Tokens()
+
+
+@given(st.text('{} "a,', max_size=20))
+def test_a_flat_object_is_found_without_a_search_and_is_the_same(text: str) -> None:
+    found = text.encode()
+    match = OBJECT.match(found)
+    assert usage_object(found) == (match and match[1])

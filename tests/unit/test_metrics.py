@@ -17,18 +17,20 @@ def samples(metrics: Metrics) -> dict[tuple[str, ...], float]:
 def test_requests_are_counted_by_endpoint_and_status() -> None:
     metrics = Metrics()
     for status in (200, 200, 429):
-        metrics.requests.count("a", status)
-    metrics.requests.count("-", 401)
+        metrics.requests.tally("a", status).count(1.0, 0.0)
+    metrics.requests.tally("", 401).count(1.0, 0.0)
     seen = samples(metrics)
     assert seen["hostler_requests_total", "a", "200"] == 2
     assert seen["hostler_requests_total", "a", "429"] == 1
     assert seen["hostler_requests_total", "-", "401"] == 1
+    assert seen["hostler_request_seconds_count", "a"] == 3, "of every status together"
+    assert ("hostler_request_seconds_count", "-") not in seen
 
 
 def test_times_fall_into_buckets_that_add_up() -> None:
     metrics = Metrics()
     for seconds in (0.001, SECONDS[0], 0.02, 10_000.0):
-        metrics.requests.observe("a", seconds, 0.0)
+        metrics.requests.tally("a", 200).count(seconds, 0.0)
     seen = samples(metrics)
     assert seen["hostler_request_seconds_bucket", "a", "0.01"] == 2, "a bound belongs to its bucket"
     assert seen["hostler_request_seconds_bucket", "a", "0.05"] == 3

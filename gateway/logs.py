@@ -28,7 +28,7 @@ CAUSES = 5
 FLUSH_LINES = 256
 """Lines of requests that are kept back at most."""
 
-LINE = b'{"request_id":"%b",%b,"ms":%.1f,"queue_ms":%.1f,%b,"timestamp":"%b.%06dZ"}\n'
+LINE = b'{"request_id":"%b%b%.1f,"queue_ms":%b%b%b.%06dZ"}\n'
 
 SECRET = re.compile(r"hst_[A-Za-z0-9_]{8,}|hf_[A-Za-z0-9]{20,}|Bearer\s+\S+|Basic\s+\S+", re.IGNORECASE)
 """What a credential looks like. A fence behind the rule that no code logs one."""
@@ -90,6 +90,7 @@ class Output:
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
+        """Always the same list: appending to it needs no lock."""
         self.lost = 0
         """Lines that were dropped."""
         self._lock = threading.RLock()  # a library may log from a thread of its own
@@ -102,10 +103,9 @@ class Output:
 
     def later(self, line: bytes) -> None:
         """Write a line soon, with others. Needs a running loop."""
-        with self._lock:
-            self._lines.append(line)
-            waiting = len(self._lines)
-        if waiting == 1:
+        self._lines.append(line)
+        waiting = len(self._lines)
+        if waiting == 1:  # else somebody is to flush those before it, and looks again whether more came meanwhile
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         elif waiting >= FLUSH_LINES:
             self.flush()
@@ -113,8 +113,9 @@ class Output:
     def flush(self) -> None:
         """Write what waits."""
         with self._lock:
-            if self._lines:
-                lines, self._lines = self._lines, []
+            while self._lines:
+                lines = self._lines[:]
+                del self._lines[: len(lines)]
                 try:
                     sys.stderr.buffer.write(b"".join(lines))
                     sys.stderr.buffer.flush()
@@ -139,7 +140,7 @@ class RequestLog:
         self._wanted = logging.getLevelNamesMapping()[level.upper()] <= logging.INFO
         self._json = form == "json"
         self._encode = msgspec.json.Encoder().encode
-        self._second, self._date = 0, b""
+        self._second, self._date = 0.0, b""
 
     def parts(self, line: RequestLine) -> LineParts:
         """What lines like this one have in common."""
@@ -147,7 +148,8 @@ class RequestLog:
         _, _, rest = self._encode(line).partition(b',"method":')
         before, _, rest = rest.rpartition(b',"ms":')
         _, _, after = rest.partition(b',"stream":')
-        return LineParts(line, b'"method":' + before, b'"stream":' + after.rpartition(b',"timestamp":')[0])
+        after, _, _ = after.rpartition(b'"}')
+        return LineParts(line, b'","method":' + before + b',"ms":', b',"stream":' + after)
 
     def write(self, parts: LineParts, request_id: bytes, ms: float, queue_ms: float, at: float) -> None:
         """Log a request that ended at this time (Unix seconds)."""
@@ -157,13 +159,14 @@ class RequestLog:
             self._write_as_others(parts.line, clean(request_id.decode()), ms, queue_ms)
             return
         fraction = at - self._second
-        if not 0 <= fraction < 1:  # all but the fraction is made once a second, as structlog's stamper writes it
-            self._second = int(at)
+        if not 0.0 <= fraction < 1.0:  # all but the fraction is made once a second, as structlog's stamper writes it
+            self._second = float(int(at))
             self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(self._second)).encode()
             fraction = at - self._second
         # what is letters and digits only has nothing to escape, and is no credential: those have an underscore or space
         name = request_id if request_id.isalnum() else self._encode(clean(request_id.decode()))[1:-1]
-        output.later(LINE % (name, parts.before, ms, queue_ms, parts.after, self._date, fraction * 1e6))
+        queued = b"%.1f" % queue_ms if queue_ms else b"0.0"  # which most are
+        output.later(LINE % (name, parts.before, ms, queued, parts.after, self._date, fraction * 1e6))
 
     @staticmethod
     def _write_as_others(line: RequestLine, request_id: str, ms: float, queue_ms: float) -> None:

@@ -7,6 +7,8 @@ client library's own counters take a lock and build a key of strings each time: 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from itertools import accumulate
+from operator import add
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -32,30 +34,23 @@ class Times:
         self.counts[bisect_left(SECONDS, seconds)] += 1
         self.total += seconds
 
+    def add(self, other: "Times") -> None:
+        """Count all of another's."""
+        self.counts = list(map(add, self.counts, other.counts))
+        self.total += other.total
+
     def buckets(self) -> list[tuple[str, float]]:
         """Upper bounds with cumulative counts, as Prometheus has them."""
         bounds = [*map(str, SECONDS), "+Inf"]
         return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
-class Tally:
-    """Where requests for one endpoint that ended with one status are counted; their times with those of the others."""
+class Tally(NamedTuple):
+    """Where requests for one endpoint that ended with one status are counted, by their times."""
 
-    __slots__ = ("number", "queued", "whole")
-
-    def __init__(self, whole: Times, queued: Times) -> None:
-        self.number = 0
-        self.whole = whole
-        self.queued = queued
-
-    def count(self, seconds: float, queued: float) -> None:
-        """Count a request, how long it took, and how much of that it waited for a worker."""
-        self.number += 1
-        self.whole.observe(seconds)
-        if queued:
-            self.queued.observe(queued)
-        else:
-            self.queued.counts[0] += 1
+    whole: Times
+    queued: Times
+    """Only of those that waited for a worker."""
 
 
 class RequestCounts(Collector):
@@ -63,31 +58,37 @@ class RequestCounts(Collector):
 
     def __init__(self) -> None:
         self._tallies: dict[tuple[str, int], Tally] = {}
-        self._times: dict[str, tuple[Times, Times]] = {}
 
     def tally(self, endpoint: str, status: int) -> Tally:
-        """Where such requests are counted; those that came to no endpoint have an empty one, and no times."""
-        tally = self._tallies.get((endpoint, status))
-        if tally is None:
-            times = self._times.setdefault(endpoint, (Times(), Times())) if endpoint else (Times(), Times())
-            tally = self._tallies[endpoint, status] = Tally(*times)
-        return tally
+        """Where such requests are counted; those that came to no endpoint have an empty one."""
+        found = self._tallies.get((endpoint, status))
+        if found is None:
+            found = self._tallies[endpoint, status] = Tally(Times(), Times())
+        return found
 
     def collect(self) -> Iterator[Metric]:
         """The families, for Prometheus."""
         requests = CounterMetricFamily(
             "hostler_requests", "Inference requests by endpoint and status", labels=["endpoint", "status"]
         )
+        times: dict[str, Tally] = {}
         for (endpoint, status), tally in self._tallies.items():
-            requests.add_metric([endpoint or NOWHERE, str(status)], tally.number)
-        whole = HistogramMetricFamily("hostler_request_seconds", "Seconds from first to last byte", labels=["endpoint"])
-        queued = HistogramMetricFamily(
-            "hostler_queue_seconds", "Seconds a request waited for a worker", labels=["endpoint"]
-        )
-        for endpoint, times in self._times.items():
-            for family, one in zip((whole, queued), times, strict=True):
-                family.add_metric([endpoint], one.buckets(), one.total)
-        yield from (requests, whole, queued)
+            number = sum(tally.whole.counts)
+            requests.add_metric([endpoint or NOWHERE, str(status)], number)
+            if endpoint:
+                whole, queued = times.setdefault(endpoint, Tally(Times(), Times()))
+                whole.add(tally.whole)
+                queued.add(tally.queued)
+                queued.counts[0] += number - sum(tally.queued.counts)  # all others waited for 0 seconds
+        yield requests
+        for name, meaning, which in (
+            ("hostler_request_seconds", "Seconds from first to last byte", 0),
+            ("hostler_queue_seconds", "Seconds a request waited for a worker", 1),
+        ):
+            family = HistogramMetricFamily(name, meaning, labels=["endpoint"])
+            for endpoint, both in times.items():
+                family.add_metric([endpoint], both[which].buckets(), both[which].total)
+            yield family
 
 
 class Metrics:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gateway.errors import ClientGone, GatewayError
 from gateway.logs import LineParts, RequestLine, RequestLog
-from gateway.metrics import RequestCounts, Tally
+from gateway.metrics import NOWHERE, RequestCounts, Tally
 from gateway.proxy.call import Call
 from gateway.types import Used
 
@@ -45,7 +45,9 @@ class Endings:
         status, code = (call.status, None) if error is None else (error.status, error.code)
         kind = (call.method, call.path, status, call.endpoint, call.worker, call.key, call.stream, code)
         tally, line = self._kept.get(kind) or self._keep(kind)
-        tally.count(seconds, call.waited)
+        tally.whole.observe(seconds)
+        if call.waited:
+            tally.queued.observe(call.waited)
         if call.metered:
             used = call.used(now, status, seconds, client_gone=isinstance(error, ClientGone))
             if call.ticket is not None:
@@ -57,7 +59,8 @@ class Endings:
 
     def _keep(self, kind: Kind) -> Kept:
         method, path, status, endpoint, worker, key, stream, error = kind
-        line = RequestLine("", method, path, status, endpoint or "-", worker or None, key or None, 0, 0, stream, error)
+        names = (endpoint or NOWHERE, worker or None, key or None)
+        line = RequestLine("", method, path, status, *names, 0, 0, stream, error)
         if len(self._kept) >= LIMIT:
             self._kept.clear()
         kept = self._kept[kind] = Kept(self._counts.tally(endpoint, status), self._log.parts(line))

@@ -47,6 +47,31 @@ asyncio.run(main())
 """
 
 
+THREADS_SCRIPT = """
+import asyncio, sys, threading
+from gateway import logs
+
+def writes(number):
+    for line in range(2000):
+        logs.output.write(f"{number} {line}\\n")
+
+async def main():
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=writes, args=[number]) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for line in range(20_000):
+        logs.output.later(b"loop %d\\n" % line)
+        if line % 100 == 0:
+            await asyncio.sleep(0)
+    await asyncio.sleep(logs.FLUSH_SECONDS * 2)  # the last of them come by themselves
+    for thread in threads:
+        thread.join()
+
+asyncio.run(main())
+"""
+
+
 def redacted(text: str) -> str:
     return str(redact(None, "info", {"event": "x", "value": text})["value"])
 
@@ -124,3 +149,11 @@ def test_requests_are_logged_in_colours_too_and_not_at_all_above_their_level() -
     assert shown.count("request_id") == 601
     assert "hst_abcdefgh" not in shown
     assert len(requests_logged("json", "warning").splitlines()) == 2
+
+
+def test_no_line_is_lost_or_out_of_place_where_threads_log_too() -> None:
+    with running([sys.executable, "-c", THREADS_SCRIPT]) as process:
+        assert process.wait() == 0
+        lines = [line.split() for line in process.output.splitlines()]
+    for who, number in (("loop", 20_000), ("0", 2000), ("1", 2000)):
+        assert [line[1] for line in lines if line[0] == who] == [str(each) for each in range(number)]

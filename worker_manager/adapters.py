@@ -8,6 +8,7 @@ has spoken nobody knows what it should have, so nothing is loaded and nothing un
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -27,6 +28,8 @@ from worker_manager.tracked import ALIVE, Tracked
 
 ASK_AGAIN_SECONDS = 2.0
 """Before an engine that gave no answer is asked once more."""
+COPIES_AT_ONCE = 4
+"""In threads of their own: a copy takes as long as the models' disk does, and hangs with it."""
 
 logger = structlog.get_logger()
 
@@ -58,6 +61,7 @@ class Adapters:
         self._held: dict[str, dict[str, Held]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        self._copiers = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="adapters")
         self._slept: set[str] = set()
         """Workers that woke since what they have was last asked."""
         board.listen(self._tend)
@@ -157,7 +161,8 @@ class Adapters:
         began = time.monotonic()
         target = self._engines / worker / ADAPTERS_FOLDER
         try:
-            await asyncio.to_thread(adapter_copies.place, self._models, adapter, target)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._copiers, adapter_copies.place, self._models, adapter, target)
             if before is not None:
                 await lora.unload(client, adapter.name)  # the last try may have succeeded after we gave it up
             await lora.load(client, adapter.name, self._folder_inside(worker, adapter))

@@ -9,7 +9,7 @@ import structlog
 from worker_manager.contract import Failure, FailureKind, WorkerSpec
 from worker_manager.disk_use import Writable, trouble
 from worker_manager.launchers.base import LauncherError
-from worker_manager.launchers.model_folder import in_time
+from worker_manager.launchers.disk import DISK_SECONDS, Disk
 from worker_manager.refusals import Refusals
 
 LOOK_SECONDS = 5.0
@@ -28,27 +28,31 @@ class DiskWatch:
         writable: Callable[[WorkerSpec], tuple[Writable, ...]],
         end: Callable[[str, Failure], None],
         refusals: Refusals,
+        disk_seconds: float = DISK_SECONDS,
     ) -> None:
-        """`end` is told which worker has to go, and why."""
+        """`end` is told which worker has to go, and why. A folder may take `disk_seconds` to answer."""
         self._running = running
         self._writable = writable
         self._end = end
         self._refusals = refusals
+        self._disk_seconds = disk_seconds
+        self._disk = Disk("engines")
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
             began = time.monotonic()
             for spec in tuple(self._running()):
-                try:
-                    await self._look(spec)
-                except LauncherError as error:
-                    logger.warning("disk_use_unknown", worker=spec.id, cause=str(error))
+                for place in self._writable(spec):
+                    await self._look(spec, place)
             await asyncio.sleep(max(LOOK_SECONDS, LOOK_SHARE * (time.monotonic() - began)))
 
-    async def _look(self, spec: WorkerSpec) -> None:
-        places = self._writable(spec)
-        found = await in_time(lambda: next((told for place in places if (told := trouble(place))), ""))
+    async def _look(self, spec: WorkerSpec, place: Writable) -> None:
+        try:
+            found = await self._disk.in_time(place.name, lambda: trouble(place), self._disk_seconds)
+        except LauncherError as error:
+            logger.warning("disk_use_unknown", worker=spec.id, folder=str(place.folder), cause=str(error))
+            return
         if found:
             self._refusals.note("policy", f"worker {spec.id}: {found}")
             hint = "an engine does that which runs code that it should not; HOSTLER_ENGINE_CACHE_GIB bounds its cache"

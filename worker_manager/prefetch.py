@@ -16,6 +16,7 @@ import structlog
 
 from worker_manager.jobs.read_ahead import weight_bytes
 from worker_manager.launchers.base import Launcher, LauncherError, Unit, UnitKind
+from worker_manager.launchers.model_folder import in_time
 
 LEAST_BYTES = 64 * 1024 * 1024
 """Less is read before a reader has begun."""
@@ -100,7 +101,7 @@ class Prefetch:
             self._task = None
 
     async def _begin(self, model: str) -> None:
-        size = await asyncio.to_thread(weight_bytes, self._models / model)
+        size = await in_time(lambda: weight_bytes(self._models / model))
         if size >= LEAST_BYTES:
             await self._launcher.start_reader(reader_id(model), model, self._reserve_mib)
             logger.info("prefetch_begins", model=model, mib=size // 2**20)

@@ -150,7 +150,7 @@ class DockerLauncher:
         place = await self._where()
         if place.image is None:
             raise LauncherError("download jobs need the manager's own image: run the manager as a container")
-        owner = await asyncio.to_thread(self._settings.models.stat)
+        owner = await model_folder.in_time(self._settings.models.stat)
         context = policy.JobContext(
             instance=self._settings.instance,
             image=place.image,
@@ -169,7 +169,7 @@ class DockerLauncher:
         place = await self._where()
         if place.image is None:
             raise LauncherError("weights are read ahead by the manager's own image: run the manager as a container")
-        resolved = await asyncio.to_thread(model_folder.resolve, self._settings.models, model)
+        resolved = await model_folder.in_time(lambda: model_folder.resolve(self._settings.models, model))
         context = reader_policy.ReaderContext(
             instance=self._settings.instance,
             image=place.image,

@@ -18,7 +18,7 @@ from worker_manager.disk_watch import DiskWatch
 from worker_manager.downloads import Downloads
 from worker_manager.engines.canary import Rhythm
 from worker_manager.gpus import GpuInventory, attribute
-from worker_manager.launchers.base import Launcher, LauncherError, Unit
+from worker_manager.launchers.base import Launcher, LauncherError, LauncherUnavailableError, Unit
 from worker_manager.launchers.choice import LauncherName, choose, make_launcher
 from worker_manager.launchers.model_folder import in_time
 from worker_manager.listener import check_lengths, listen
@@ -155,7 +155,9 @@ class Manager:
             self.prefetch.look(units, self.supervisor.coming())
 
     async def _gpus(self, units: dict[str, Unit]) -> tuple[Gpu, ...]:
-        return attribute(await self.inventory.read(), units)
+        gpus = await self.inventory.read()
+        self._settle_device(gpus)
+        return attribute(gpus, units)
 
     async def _held(self, worker: str) -> dict[str, int]:
         return await self.supervisor.held(worker)
@@ -164,11 +166,28 @@ class Manager:
         return {gpu.uuid: gpu.memory_used_mib for gpu in await self.inventory.read()}
 
     async def _find_device(self) -> None:
-        """What engines compute on: as set, else the GPUs if there are any."""
         gpus = await self.inventory.read()
-        if self.device == "auto":
-            self.device = "cuda" if gpus else "cpu"
+        try:
+            self._settle_device(gpus)
+        except LauncherUnavailableError as error:
+            logger.error("device_unknown", cause=str(error))  # noqa: TRY400 - the sentence is the cause
         logger.info("manager_starts", launcher=self.kind, device=self.device, gpus=len(gpus))
+
+    def _settle_device(self, gpus: tuple[Gpu, ...]) -> None:
+        """What engines compute on, once and for all: as set, else the GPUs if there are any.
+
+        Raises LauncherUnavailableError while nobody can say. Then nothing is started and nothing told of this machine:
+        one moment of NVML's must not make it a machine without GPUs.
+        """
+        if self.device != "auto":
+            return
+        if self.inventory.problem:
+            raise LauncherUnavailableError(
+                f"{self.inventory.problem}, so nobody can say whether there are GPUs: see what nvidia-smi says, or set "
+                "HOSTLER_DEVICE"
+            )
+        self.device = "cuda" if gpus else "cpu"
+        logger.info("device_found", device=self.device, gpus=len(gpus))
 
     async def _watch_images(self) -> None:
         """Images and room on the disk come and go slowly; asked now and then, beside the loop."""

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -24,6 +24,8 @@ except ImportError:  # the CPU image and machines without the package have none
 
 READ_SECONDS = 5.0
 MIB = 1024 * 1024
+CONTROL = Path("/dev/nvidiactl")
+"""The driver's own device: there is a driver, whatever NVML says."""
 
 logger = structlog.get_logger()
 
@@ -31,9 +33,12 @@ logger = structlog.get_logger()
 class GpuInventory:
     """Reads NVML; without its library or a driver there are no GPUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, library: Any = pynvml, control: Path = CONTROL) -> None:
         self.driver: str | None = None
-        self._library: ModuleType | None = pynvml
+        self.problem = ""
+        """Why nobody can say now which GPUs there are; empty where NVML has told, or there is none."""
+        self._library = library
+        self._control = control
         self._open = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="nvml")
         self._last: tuple[Gpu, ...] = ()
@@ -49,6 +54,7 @@ class GpuInventory:
             async with asyncio.timeout(READ_SECONDS):
                 self._last = await asyncio.shield(self._pending)
         except TimeoutError:
+            self.problem = f"NVML does not answer within {READ_SECONDS:g} s"
             logger.warning("nvml_hangs", seconds=READ_SECONDS)
         return self._last
 
@@ -57,20 +63,29 @@ class GpuInventory:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _read(self) -> tuple[Gpu, ...]:
-        nvml: Any = self._library
+        nvml = self._library
         try:
             if not self._open:
                 nvml.nvmlInit()
                 self._open = True
                 self.driver = _text(nvml.nvmlSystemGetDriverVersion())
-            return tuple(self._gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+            found = tuple(self._gpu(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
         except nvml.NVMLError as error:
+            self.problem = "" if self._is_none(error) else f"NVML fails ({error})"
             if self._open:
                 logger.warning("nvml_failed", cause=str(error))
                 with contextlib.suppress(nvml.NVMLError):
                     nvml.nvmlShutdown()
             self._open = False
             return ()
+        self.problem = ""
+        return found
+
+    def _is_none(self, error: Exception) -> bool:
+        """Whether there is no NVML at all; images of machines bring its library along to those without GPUs."""
+        if isinstance(error, self._library.NVMLError_DriverNotLoaded):
+            return not self._control.exists()
+        return isinstance(error, self._library.NVMLError_LibraryNotFound)
 
     def _gpu(self, nvml: Any, index: int) -> Gpu:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)

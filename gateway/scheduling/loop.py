@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 import structlog
 
-from gateway.errors import ManagerUnavailable
+from gateway.errors import ManagerUnavailable, sentences
 from gateway.manager import ManagerClient, ManagerRefused
 from gateway.memory.host import HOST_MARGIN_MIB, cards
 from gateway.scheduling.adapters import AdapterNews
@@ -141,10 +141,12 @@ class Scheduler:
     def host(self) -> HostFacts:
         """What the machine has. Raises ManagerUnavailable while the manager has never been seen."""
         if self.observed is None:
+            unheard = (
+                "the worker manager has not answered since the gateway's start: is it running? See `docker compose ps` "
+                "or run/logs/worker_manager.log"
+            )
             raise ManagerUnavailable(
-                "The worker manager has not answered since the gateway's start, so nothing is known of this machine "
-                "yet: is it running? See `docker compose ps` or run/logs/worker_manager.log",
-                retry_after=5,
+                sentences("nothing is known of this machine yet", self._problem or unheard), retry_after=5
             )
         return self.observed.host
 

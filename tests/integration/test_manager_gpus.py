@@ -27,14 +27,20 @@ def host() -> Iterator[SimulatedHost]:
 
 
 @pytest.fixture
-def machine(host: SimulatedHost) -> Iterator[Machine]:
+def asleep(host: SimulatedHost) -> Iterator[Machine]:
+    """A machine whose manager was not started yet."""
     engine_env = f"PYTHONPATH={REPOSITORY} HOSTLER_SIMULATED_GPUS={host.folder}"
     with short_folder() as folder:
         made = Machine(folder, **host.env, HOSTLER_DEVICE="auto", HOSTLER_ENGINE_ENV=engine_env)
         made.add_model()
-        made.start()
         yield made
         made.clean_up()
+
+
+@pytest.fixture
+def machine(asleep: Machine) -> Machine:
+    asleep.start()
+    return asleep
 
 
 def gpu(machine: Machine, uuid: str = FIRST) -> Gpu:
@@ -49,6 +55,18 @@ def test_the_cards_are_listed_with_their_memory(machine: Machine) -> None:
         (0, FIRST, TOTAL),
         (1, SECOND, TOTAL),
     ]
+
+
+def test_while_nvml_fails_at_the_start_the_machine_is_not_taken_for_one_without_gpus(
+    asleep: Machine, host: SimulatedHost
+) -> None:
+    with host.failing():
+        manager = asleep.start()
+        manager.wait_for_output("NVML fails (Unknown Error), so nobody can say whether there are GPUs")
+        asleep.send(spec(gpus=(FIRST,), gpu_memory_mib=5000))
+        manager.wait_for_output("launcher_unavailable")
+    asleep.wait_for(WorkerState.READY)
+    assert asleep.observed().host.device == "cuda"
 
 
 def test_energy_is_told_where_a_card_counts_it_and_alone_is_no_news(machine: Machine, host: SimulatedHost) -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from gateway.database.connection import Database
+from gateway.errors import ManagerUnavailable
 from gateway.manager import ManagerClient
 from gateway.scheduling import loop
 from gateway.scheduling.demand import Demand
@@ -104,6 +105,21 @@ async def test_a_bug_in_one_look_ends_neither_the_watch_nor_the_plans(scheduler:
     scheduler.start()
     await wait_until_async(lambda: len(looks) > 3, "the watch goes on")
     assert scheduler.connected
+
+
+async def test_until_the_manager_knows_its_machine_who_asks_is_told_why(
+    scheduler: Scheduler, manager: tuple[Manager, Path]
+) -> None:
+    def said() -> str:
+        with pytest.raises(ManagerUnavailable) as problem:
+            scheduler.host()
+        return problem.value.message
+
+    assert "has not answered since the gateway's start: is it running?" in said()
+    manager[0].knows = False
+    scheduler.start()
+    told = "Nothing is known of this machine yet. What runs here is not known yet."
+    await wait_until_async(lambda: said() == told, "it says so")
 
 
 async def test_that_the_manager_is_away_is_planned_with_at_once(

@@ -1,11 +1,12 @@
 """Make a simulated GPU host: a folder with cards and claims, and the stub libnvidia-ml.so.1 that reads it."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.testbed.simulated_gpus.claims import CLAIMS, HOST_FILE, Card, Claim, HeldClaim, linger, live_claims, locked
@@ -13,6 +14,8 @@ from tests.testbed.simulated_gpus.claims import CLAIMS, HOST_FILE, Card, Claim, 
 SOURCE = Path(__file__).with_name("nvml_stub.c")
 LIBRARY = "libnvidia-ml.so.1"
 COMPILE_SECONDS = 60
+FAILING = "failing"
+"""While there is such a file, NVML fails."""
 SYSTEM_FOLDER = Path("/var/lib/hostler-simulated-gpus")
 """Where the hook stand-in looks: the host that containers see. Making it needs root."""
 
@@ -51,6 +54,16 @@ class SimulatedHost:
             host = json.loads((self.folder / HOST_FILE).read_text())
             host["foreign"].append({"uuid": uuid, "memory_mib": memory_mib, "pid": pid})
             self._write(host)
+
+    @contextlib.contextmanager
+    def failing(self) -> Iterator[None]:
+        """NVML is there and fails."""
+        file = self.folder / FAILING
+        file.touch()
+        try:
+            yield
+        finally:
+            file.unlink()
 
     def clear_foreign(self) -> None:
         """Have the other programs end."""

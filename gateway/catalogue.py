@@ -13,7 +13,7 @@ from gateway.endpoints.sizing import cpu_cache_mib, gpus_of, lora_host_mib, prom
 from gateway.endpoints.status import ChangeView, EndpointStatus, SleepView, WorkerView, rolling, said
 from gateway.endpoints.types import Endpoint, EndpointSpec, ModelFacts
 from gateway.errors import sentences
-from gateway.memory.host import cpu_need
+from gateway.memory.host import are_gpus_unseen, cpu_need
 from gateway.memory.plan import Unfit
 from gateway.scheduling.demand import Demand
 from gateway.scheduling.generations import is_current
@@ -42,6 +42,7 @@ COMING = frozenset(
 )
 """States that lead to READY by themselves."""
 NOT_HERE = "its model is not downloaded yet"
+GPUS_UNSEEN = "no GPU of this machine can be seen now: see what nvidia-smi says"
 MODEL_BEING_READ = "its model's files are being read"
 
 
@@ -103,13 +104,22 @@ class Catalogue:
         return now is not None and before is not None and now.path == before.path
 
     def size(self, spec: EndpointSpec, host: HostFacts) -> WorkerSize | Unfit | None:
-        """How its workers are sized; None while its model is not here."""
+        """How its workers are sized; None while its model is not here, or the GPUs that it needs can't be seen."""
         facts, _ = self.facts(spec)
-        return self._sizes.of(spec, facts, host) if facts is not None else None
+        return self._sized(spec, facts, host, self._sizes)
+
+    def _sized(
+        self, spec: EndpointSpec, facts: ModelFacts | None, host: HostFacts, sizes: Sizes
+    ) -> WorkerSize | Unfit | None:
+        if facts is None or (spec.gpus is None and are_gpus_unseen(host)):
+            return None
+        return sizes.of(spec, facts, host)
 
     def _wanted(self, spec: EndpointSpec, host: HostFacts, sizes: Sizes) -> WantedEndpoint:
         facts, why = self.facts(spec)
-        found = sizes.of(spec, facts, host) if facts is not None else None
+        found = self._sized(spec, facts, host, sizes)
+        if facts is not None and found is None:
+            why = GPUS_UNSEEN
         unfit = sentences(found.reason, found.advice) if isinstance(found, Unfit) else ""
         adapters, problems = self.adapters.of(spec, facts)
         base = WantedEndpoint(

@@ -15,15 +15,18 @@ from gateway.endpoints.sizing import (
 )
 from gateway.endpoints.types import EndpointSpec, ModelFacts
 from gateway.errors import BadRequest, sentences
-from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, cpu_need, gpu_need
+from gateway.memory.host import GPU_OVERHEAD_MIB, HOST_MARGIN_MIB, are_gpus_unseen, cpu_need, gpu_need
 from gateway.memory.plan import Learned, Unfit
 from worker_manager.contract import HostFacts
 from worker_manager.engine_flags import ENGINE_FLAGS, flag_problem
 
 
 def settle(spec: EndpointSpec, host: HostFacts) -> EndpointSpec:
-    """Fill in what depends on the machine: without GPUs `gpus` becomes 0, else it stays open for the memory plan."""
-    if spec.gpus is not None or host.gpus:
+    """Fill in what depends on the machine: without GPUs `gpus` becomes 0, else it stays open for the memory plan.
+
+    It stays open too while GPUs can't be seen: that passes, and what is stored does not.
+    """
+    if spec.gpus is not None or host.gpus or are_gpus_unseen(host):
         return spec
     return msgspec.structs.replace(spec, gpus=0)
 
@@ -75,6 +78,8 @@ def _near(name: str) -> str:
 def _check_gpus(
     spec: EndpointSpec, host: HostFacts, model: ModelFacts | None, margin_mib: int, learned: Learned
 ) -> None:
+    if spec.gpus is None and are_gpus_unseen(host):
+        return  # it is sized once they are seen
     wanted = gpus_of(spec, host)
     if wanted == 0:
         _check_host_memory(spec, host, model)

@@ -14,6 +14,11 @@ HOST_MARGIN_MIB = 2048
 """MiB of the machine's memory that are never promised to engines."""
 
 
+def are_gpus_unseen(host: HostFacts) -> bool:
+    """Whether this is a machine with GPUs of which none can be seen this instant."""
+    return host.device == "cuda" and not host.gpus
+
+
 def gpu_need(weights_mib: int, gpus: int, cache_mib: int = 0) -> int:
     """The least MiB on each GPU where only the weights are known; `cache_mib`: KV cache that a flag sets."""
     return -(-weights_mib // gpus) + GPU_OVERHEAD_MIB + cache_mib

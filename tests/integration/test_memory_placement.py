@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,3 +147,21 @@ def test_what_a_start_has_shown_sizes_the_next_one_also_after_a_restart_of_the_g
     wait_until(lambda: not stack.workers(), "its worker is gone", seconds=20)
     assert stack.ask("lean").status_code == 200
     assert memory["least_mib"] <= spec_of(stack, "lean")["gpu_memory_mib"] <= memory["most_mib"]
+
+
+def test_while_no_gpu_can_be_seen_workers_serve_on_and_what_is_registered_waits_for_one(stack: Stack) -> None:
+    for name in ("seen", "unseen"):
+        put(stack, name, SMALL)
+    stack.register("seen", "local/seen")
+    assert stack.ask("seen").status_code == 200
+    before = spec_of(stack, "seen")
+    with ThreadPoolExecutor(1) as pool:
+        with SimulatedHost(Path(stack.env["HOSTLER_SIMULATED_GPUS"])).failing():
+            wait_until(lambda: not stack.client.get("/api/host").json()["gpus"], "they are gone")
+            stack.register("unseen", "local/unseen")
+            waiting = pool.submit(stack.ask, "unseen")
+            wait_until(lambda: "no GPU of this machine can be seen now" in stack.status("unseen")["reason"], "it waits")
+            assert stack.ask("seen").status_code == 200
+        assert waiting.result().status_code == 200
+    assert len(spec_of(stack, "unseen")["gpus"]) == 1
+    assert spec_of(stack, "seen") == before

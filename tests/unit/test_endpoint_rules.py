@@ -46,6 +46,13 @@ def test_gpus_stay_open_where_there_are_any_and_else_become_none() -> None:
     assert settle(spec(gpus=0), host(24_000)).gpus == 0
 
 
+def test_a_machine_whose_gpus_cannot_be_seen_for_a_moment_is_not_one_without() -> None:
+    blind = msgspec.structs.replace(host(), device="cuda")
+    assert settle(spec(), blind).gpus is None
+    check(spec(), blind, facts(1_000_000), MARGIN)
+    assert refusal(blind, gpus=1).param == "gpus"
+
+
 def test_an_ordinary_endpoint_is_accepted() -> None:
     check(spec(gpus=1), host(24_000), facts(15_000), MARGIN)
     check(spec(gpus=0), host(), None, MARGIN)

@@ -170,26 +170,33 @@ class Gate:
 
     def try_enter(self, quotas: Quotas, estimate: Estimate) -> Ticket | None:
         """Let a request in if it can go on at once, as nearly all can; None where it can't, which is for `enter`."""
-        if self.waiting and any(quota.waiting for quota in quotas):
+        if self.waiting and self._is_behind(quotas):
             return None
         asks = _asks(quotas, estimate)
         tick, unix = int(self.steady() * TICKS_A_SECOND), self.unix()
         for quota in quotas:
             if not quota.admits(asks, tick, unix):
                 return None
+        return self._take(quotas, asks, tick)
+
+    def _take(self, quotas: Quotas, asks: Asks, tick: int) -> Ticket:
         return Ticket(self, quotas, [quota.take(asks, tick) for quota in quotas])
 
     async def enter(self, quotas: Quotas, estimate: Estimate, patience: float) -> Ticket:
         """Let a request in, after waiting at most so many seconds. Raises LimitReached, BudgetSpent."""
-        ticket = self.try_enter(quotas, estimate)
-        if ticket is not None:
-            return ticket
-        asks = _asks(quotas, estimate)
-        _, refused = self._held_back(quotas, asks, self.now())
-        refused = refused or BEHIND_OTHERS
+        asks, now = _asks(quotas, estimate), self.now()
+        _, refused = self._held_back(quotas, asks, now)
+        if refused is None:
+            if not self._is_behind(quotas):
+                return self._take(quotas, asks, tick_of(now.steady))
+            refused = BEHIND_OTHERS
         if not refused.can_wait or patience <= 0 or self.waiting >= MOST_WAITING:
             raise self._error(refused, quotas)
         return await self._wait(Waiter(next(self._numbers), quotas, asks), patience)
+
+    def _is_behind(self, quotas: Quotas) -> bool:
+        """Whether others wait for one of these already."""
+        return any(quota.waiting for quota in quotas)
 
     def _held_back(self, quotas: Quotas, asks: Asks, now: Now) -> tuple[Quota, Refusal | None]:
         """The first quota that refuses a request, and why; None in its place if none does."""
@@ -277,9 +284,7 @@ class Gate:
             if not waiter.granted.done():  # else it has given up and is about to leave
                 quota, refused = self._held_back(quotas, waiter.asks, now)
                 if refused is None:
-                    tick = tick_of(now.steady)
-                    holds = [quota.take(waiter.asks, tick) for quota in quotas]
-                    waiter.granted.set_result(Ticket(self, quotas, holds))
+                    waiter.granted.set_result(self._take(quotas, waiter.asks, tick_of(now.steady)))
                 elif refused.can_wait:
                     blocked.add(quota)
                     soonest = min(soonest, refused.seconds)

@@ -44,7 +44,8 @@ def gate(clock: Clock) -> Gate:
 async def enter(gate: Gate, tokens: int = 10, patience: float = 0.0, key: str = "k", endpoint: str = "e") -> Ticket:
     quotas = gate.quotas(key, endpoint)
     assert quotas is not None
-    return await gate.enter(quotas, estimate(tokens), patience)
+    ticket = None if patience else gate.try_enter(quotas, estimate(tokens))
+    return await gate.enter(quotas, estimate(tokens), patience) if ticket is None else ticket
 
 
 async def lined_up(gate: Gate, *waiting: "asyncio.Task[Ticket]") -> None:
@@ -264,6 +265,51 @@ async def test_no_limit_is_ever_exceeded_and_all_who_wait_end(
     assert gate.waiting == 0
     for key in ("k0", "k1"):
         assert [(quota.in_flight, quota.waiting) for quota in gate.quotas(key, "e0") or ()] == [(0, 0), (0, 0)]
+
+
+@given(
+    st.lists(
+        st.builds(Limits, **{name: st.none() | st.integers(1, 30) for name in Limits.__struct_fields__}), max_size=2
+    ),
+    st.lists(st.tuples(st.integers(0, 25), st.integers(0, 9), st.sampled_from([0, 0.004, 20])), max_size=20),
+)
+async def test_the_quick_way_in_and_the_long_one_let_in_the_same_and_tell_the_same(
+    limits: list[Limits], asked: list[tuple[int, int, float]]
+) -> None:
+    """Each request enters two gates, one by each way; some end, and time passes."""
+    clock = Clock()
+    quick, long = Gate(clock, clock), Gate(clock, clock)
+    for gate in (quick, long):
+        gate.set_key("k", "app", limits[0] if limits else None, Budget(tokens=200, cost=units(150)))
+        gate.set_endpoints({"e": limits[1] if len(limits) > 1 else None})
+    under_way: list[tuple[Ticket, Ticket]] = []
+    for tokens, ends, pause in asked:
+        clock.now += pause
+        entered = quick.try_enter(quick.quotas("k", "e") or (), estimate(tokens))
+        if entered is None:
+            with pytest.raises((LimitReached, BudgetSpent)):
+                await long.enter(long.quotas("k", "e") or (), estimate(tokens), 0)
+        else:
+            under_way.append((entered, await long.enter(long.quotas("k", "e") or (), estimate(tokens), 0)))
+        for pair in under_way[:ends]:
+            assert pair[0].lines() == pair[1].lines()
+            for ticket in pair:
+                ticket.settle(ends, tokens)
+        del under_way[:ends]
+
+
+async def test_nobody_overtakes_one_who_waits_for_the_same(gate: Gate) -> None:
+    gate.set_key("k", "app", Limits(tokens_per_minute=50), None)
+    gate.set_key("other", "other", Limits(tokens_per_minute=50), None)
+    await enter(gate, 40)
+    waiting = asyncio.create_task(enter(gate, 20, LONG))
+    await lined_up(gate, waiting)
+    with pytest.raises(LimitReached, match="Other requests wait"):
+        await enter(gate, 5)
+    (await enter(gate, 5, key="other")).settle(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    (await enter(gate, 5)).settle(0)
 
 
 @pytest.mark.parametrize(

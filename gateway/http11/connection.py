@@ -5,11 +5,9 @@ one request as all the rest of the gateway, and would take a header of any size 
 """
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
-from urllib.parse import unquote
 
 import httptools
 import structlog
@@ -17,10 +15,11 @@ import structlog
 from gateway.errors import BadRequest, GatewayError, InternalError, RequestTimeout
 from gateway.http11.asgi import AsgiExchange
 from gateway.http11.eager import begin
-from gateway.http11.exchange import Exchange, header_too_large, status_line
+from gateway.http11.exchange import Exchange, header_too_large, last_words
 from gateway.http11.familiar import Memory
 from gateway.http11.phase import BODY, HEADER, NOTHING
 from gateway.http11.reader import StalledReader
+from gateway.http11.target import target_of
 
 log = structlog.get_logger(__name__)
 
@@ -99,14 +98,20 @@ class ClientConnection(asyncio.Protocol):
         if self._phase is not NOTHING or self._current is not None or self._waiting:
             self._take(data)
         elif (known := self._memory.recall(data, self)) is not None:
+            if not known.whole:
+                self._phase, self._incoming = BODY, known
             self._waiting.append(known)
             self._start_next()
         else:
             self._memory.begun = data
             self._take(data)
+            if self._phase is BODY and self._incoming is not None:
+                self._memory.learn(self._incoming)
             self._memory.begun = b""
 
     def _take(self, data: bytes) -> None:
+        if self._memory.owed and not (data := self._take_owed(data)):
+            return
         if self._phase is not BODY:
             self._seen += len(data)
             if self._seen > self.header_bytes and self._seen - self._after_header(data) > self.header_bytes:
@@ -128,6 +133,15 @@ class ClientConnection(asyncio.Protocol):
             self._header_timer.cancel()
             self._header_timer = None
 
+    def _take_owed(self, data: bytes) -> bytes:
+        """More of a body whose head was not parsed, so the parser gets none of it either; what follows on the body."""
+        part = data[: self._memory.owed]
+        self._memory.owed -= len(part)
+        self.on_body(part)
+        if not self._memory.owed:
+            self._end_message()
+        return data[len(part) :]
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
         for timer in (self._header_timer, self._idle_timer):
@@ -136,9 +150,8 @@ class ClientConnection(asyncio.Protocol):
         self._header_timer = self._idle_timer = None
         self._reader.stop()
         self.blocked = False
-        self._parser = None
         self._waiting.clear()
-        self._incoming = None
+        self._parser = self._incoming = None
         current, self._current = self._current, None
         if current is not None:
             current.lose()
@@ -186,14 +199,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = BODY
         self._headers = []  # trailers say nothing to us
         exchange.method = parser.get_method().decode("ascii")
-        url = self._url
-        if not url.startswith(b"/"):
-            parsed = httptools.parse_url(url) if url != b"*" else None
-            exchange.raw_path, exchange.query = (parsed.path or b"/", parsed.query or b"") if parsed else (url, b"")
-        else:
-            exchange.raw_path, _, exchange.query = url.partition(b"#")[0].partition(b"?")
-        path = exchange.raw_path.decode("ascii")
-        exchange.path = unquote(path) if "%" in path else path
+        exchange.path, exchange.raw_path, exchange.query = target_of(self._url)
         exchange.old = parser.get_http_version() == "1.0"
         exchange.keep_alive = not exchange.old and parser.should_keep_alive()
         self._waiting.append(exchange)
@@ -203,11 +209,12 @@ class ClientConnection(asyncio.Protocol):
             self._pause()
 
     def on_message_complete(self) -> None:
-        if self._parser.should_upgrade():
-            return
+        if not self._parser.should_upgrade():
+            self._end_message()
+
+    def _end_message(self) -> None:
         self._phase = NOTHING
-        self._seen = 0
-        self._tail = b""
+        self._seen, self._tail = 0, b""
         if self._incoming is not None:
             self._incoming.take_end()
             self._memory.learn(self._incoming)
@@ -362,14 +369,7 @@ class ClientConnection(asyncio.Protocol):
             self._tell(error)
 
     def _tell(self, error: GatewayError) -> None:
-        body = error.body()
-        headers = [
-            *error.headers(),
-            (b"content-length", b"%d" % len(body)),
-            (b"x-request-id", os.urandom(16).hex().encode()),
-        ]
-        lines = [name + b": " + value + b"\r\n" for name, value in headers if name != b"connection"]
-        self.transport.write(status_line(error.status) + b"connection: close\r\n" + b"".join(lines) + b"\r\n" + body)
+        self.transport.write(last_words(error))
         self._close(whole=False)
 
     def _close(self, *, whole: bool) -> None:

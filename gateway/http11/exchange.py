@@ -7,11 +7,12 @@ first piece of the body, so that a short answer is one write.
 
 import asyncio
 import io
+import os
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Protocol
 
-from gateway.errors import BodyTooLarge, HeaderTooLarge, RequestTimeout
+from gateway.errors import BodyTooLarge, GatewayError, HeaderTooLarge, RequestTimeout
 
 Headers = list[tuple[bytes, bytes]]
 BODILESS = frozenset({204, 304})
@@ -25,6 +26,18 @@ _status_lines = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".en
 def status_line(status: int) -> bytes:
     """The first line of an answer; engines may use a status nobody has named."""
     return _status_lines.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def last_words(error: GatewayError) -> bytes:
+    """The answer that ends a connection on which nobody knows where the next request would begin."""
+    body = error.body()
+    headers = [
+        *error.headers(),
+        (b"content-length", b"%d" % len(body)),
+        (b"x-request-id", os.urandom(16).hex().encode()),
+    ]
+    lines = [name + b": " + value + b"\r\n" for name, value in headers if name != b"connection"]
+    return status_line(error.status) + b"connection: close\r\n" + b"".join(lines) + b"\r\n" + body
 
 
 class Wire(Protocol):
@@ -45,7 +58,7 @@ class Wire(Protocol):
 
 
 class Familiar(Protocol):
-    """A head that has come before (`familiar.Head`)."""
+    """A head that has come before (`familiar.Head`), and has a body of a known length behind it: nothing else."""
 
     meaning: Any
     """What a handler has concluded from it: whoever has this head would conclude the same."""
@@ -62,7 +75,6 @@ class Exchange:
         "_chunked",
         "_head",
         "_headers",
-        "_length",
         "_mute",
         "_parts",
         "_size",
@@ -75,6 +87,7 @@ class Exchange:
         "familiar",
         "gone",
         "keep_alive",
+        "length",
         "method",
         "old",
         "path",
@@ -95,8 +108,8 @@ class Exchange:
         self.familiar: Familiar | None = None
         """The head, where it was not parsed again."""
         self._headers: Headers | None = None
-        self._length = b""
-        """How long the body is, as a familiar head says it."""
+        self.length = b""
+        """How long the body is, in the words of a familiar head."""
         self.old = False
         """Whether it is HTTP/1.0: no chunks, and the connection ends with the answer."""
         self._told = False
@@ -126,17 +139,10 @@ class Exchange:
     def headers(self) -> Headers:
         """Names and values in their order. Those of a familiar head are made only if somebody asks."""
         if self._headers is None:
-            self._headers = [] if self.familiar is None else self.familiar.headers(self._length)
+            self._headers = [] if self.familiar is None else self.familiar.headers(self.length)
         return self._headers
 
     # the request's body
-
-    def take_all(self, body: bytes, length: bytes) -> None:
-        """Take a body that has come whole with its head; `length` is its length as the head has it."""
-        self._parts.append(body)
-        self._size = len(body)
-        self._length = length
-        self.whole = True
 
     def take_in(self, part: bytes) -> bool:
         """Keep a piece of the body. Returns whether reading should go on."""
@@ -204,6 +210,8 @@ class Exchange:
             self._waiters = tuple(other for other in self._waiters if other is not waiter)
 
     def _expects(self) -> bool:
+        if self.familiar is not None:
+            return False
         return not (self.whole or self._told) and (b"expect", b"100-continue") in [
             (name, value.lower()) for name, value in self.headers
         ]

@@ -1,7 +1,8 @@
 """A head that this connection has sent before: clients repeat theirs byte for byte, but for the body's length.
 
-What was parsed once need not be parsed again. Only a request that has come whole in one piece is compared with one that
-did so too. The parser sees nothing of those that are recognised, and stands at a message's begin all the while.
+What was parsed once need not be parsed again. Only a head that has come in one piece, with nothing behind it but all or
+some of its body, is compared with one that did so too: many clients (Python's) send the body in a piece of its own. The
+parser sees nothing of requests that are recognised, and stands at a message's begin all the while.
 """
 
 import re
@@ -10,6 +11,8 @@ from typing import Any
 from gateway.http11.exchange import Exchange, Headers, Wire
 
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]+)\r\n", re.IGNORECASE)
+LENGTH_SAID = re.compile(rb"[1-9][0-9]{0,14}")
+"""As all clients write it; what is written otherwise is the parser's to judge."""
 END = b"\r\n\r\n"
 HEAD_LIMIT = 8 * 1024
 """Bytes of a head that is kept."""
@@ -44,16 +47,18 @@ class Head:
 class Memory:
     """The last head of one connection."""
 
-    __slots__ = ("_head", "_tries", "begun")
+    __slots__ = ("_head", "_tries", "begun", "owed")
 
     def __init__(self) -> None:
         self.begun = b""
         """What is being read that began with a request, and may be that request and nothing else."""
+        self.owed = 0
+        """Bytes of the body of the request that was recognised last that are still to come."""
         self._head: Head | None = None
         self._tries = TRIES
 
     def recall(self, data: bytes, wire: Wire) -> Exchange | None:
-        """The request that these bytes are, whole and alone, if its head is the one that is kept."""
+        """The request that these bytes are or begin, and nothing else, if its head is the one that is kept."""
         head = self._head
         if head is None or not data.startswith(head.before):
             return None
@@ -61,17 +66,25 @@ class Memory:
         end = data.find(b"\r\n", begin)
         body = data[end + len(head.after) :]
         length = data[begin:end]
-        if not data.startswith(head.after, end) or not body or length != b"%d" % len(body):
+        if not data.startswith(head.after, end):
             return None
+        if length != b"%d" % len(body) or not body:
+            owed = int(length) - len(body) if LENGTH_SAID.fullmatch(length) else 0
+            if owed <= 0:
+                return None
+            self.owed = owed
         exchange = Exchange(wire)
         exchange.method, exchange.path, exchange.raw_path, exchange.query = head.said
         exchange.familiar = head
-        exchange.take_all(body, length)
+        exchange.length = length
+        if body:
+            exchange.take_in(body)
+        exchange.whole = not self.owed
         self._tries = TRIES
         return exchange
 
     def learn(self, exchange: Exchange) -> None:
-        """Keep the head of a request that has come whole and alone, unless it is a rare one."""
+        """Keep the head of a request that has come alone, with all or some of its body, unless it is a rare one."""
         if self.begun and self._tries:
             self._tries -= 1
             self._head = head_of(self.begun, exchange) if self._tries else None
@@ -80,7 +93,7 @@ class Memory:
 def head_of(data: bytes, exchange: Exchange) -> Head | None:
     """How to recognise this head; None where there is more to such requests than a head and a body."""
     end = data.find(END, 0, HEAD_LIMIT)
-    if end < 0 or exchange.old or not exchange.keep_alive or not exchange.whole:
+    if end < 0 or exchange.old or not exchange.keep_alive:
         return None
     end += len(END)
     names = [name for name, _ in exchange.headers]
@@ -89,6 +102,6 @@ def head_of(data: bytes, exchange: Exchange) -> Head | None:
         return None
     begin, behind = lengths[0].span(1)
     at = names.index(b"content-length")
-    if exchange.headers[at][1] != data[begin:behind] or int(data[begin:behind][:10]) != len(data) - end:
+    if exchange.headers[at][1] != data[begin:behind] or int(data[begin:behind][:10]) < len(data) - end:
         return None
     return Head(data[:begin], data[behind:end], exchange, at)

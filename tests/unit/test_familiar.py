@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.errors import BodyTooLarge
 from gateway.http11.connection import ClientConnection
 from gateway.http11.exchange import Exchange
 from gateway.http11.familiar import Memory
@@ -83,20 +84,30 @@ def request(head: int, end: int, body: bytes) -> bytes:
 REQUESTS = st.tuples(st.sampled_from([0, 0, 0, 1, 2]), st.sampled_from([0, 0, 1]), st.binary(max_size=120))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(REQUESTS, st.integers(0, 400)), max_size=12))
+AT_THE_BODY = -1
+CUTS = st.lists(st.one_of(st.just(AT_THE_BODY), st.integers(1, 250)), max_size=3)
+
+
+def cut(raw: bytes, places: list[int]) -> list[bytes]:
+    """The same bytes in pieces."""
+    body = raw.index(b"\r\n\r\n") + 4
+    ends = sorted({min(len(raw), body if place == AT_THE_BODY else place) for place in [*places, len(raw)]})
+    return [raw[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(REQUESTS, CUTS), max_size=12))
 def test_on_one_connection_every_request_is_what_it_is_on_a_connection_of_its_own(
-    asked: list[tuple[tuple[int, int, bytes], int]],
+    asked: list[tuple[tuple[int, int, bytes], list[int]]],
 ) -> None:
     async def scenario() -> None:
         together = Client()
-        for what, cut in asked:
+        for what, places in asked:
             raw = request(*what)
             alone = Client()
             await alone.send(raw)
             alone.leave()
-            place = cut if 0 < cut < len(raw) else len(raw)
-            await together.send(*filter(None, (raw[:place], raw[place:])))
+            await together.send(*cut(raw, places))
             assert together.seen[-1:] == alone.seen
         assert len(together.seen) == len(asked)
         together.leave()
@@ -120,8 +131,12 @@ async def test_the_third_of_its_like_is_recognised_whatever_its_length() -> None
 @pytest.mark.parametrize(
     "data",
     [
-        request(0, 0, b"hello")[:-1],
+        request(0, 0, b"hello")[:-6],
         request(0, 0, b"hello") + b"G",
+        request(0, 0, b"hello")[:-1].replace(b": 5", b": 05"),
+        request(0, 0, b"hello")[:-1].replace(b": 5", b": +5"),
+        request(0, 0, b"hello")[:-5].replace(b": 5", b": 5_0"),
+        request(0, 0, b"hello")[:-1].replace(b": 5", b": 1%b" % (b"0" * 15)),
         request(0, 0, b"hello") * 2,
         request(0, 0, b"hello").replace(b": 5", b": 05"),
         request(0, 0, b"hello").replace(b": 5", b": +5"),
@@ -190,4 +205,77 @@ async def test_what_a_handler_concludes_from_a_head_is_there_for_requests_with_t
         await client.send(request(head, 1, b"x" * (head + 1)))
     first, other, again = ("/direct/a b", 3), ("/direct/other", 6), ("/direct/a b", 9)
     assert seen == [None, None, None, first, None, None, other, None, None, again]
+    client.leave()
+
+
+async def test_a_head_that_comes_before_its_body_is_recognised_too() -> None:
+    client = Client()
+    for size in (3, 4):
+        await client.send(*cut(request(0, 1, b"x" * size), [AT_THE_BODY]))
+    client.connection._parser = None
+    for size in (1, 9, 5_000):
+        await client.send(*cut(request(0, 1, b"x" * size), [AT_THE_BODY, 200]))
+        assert client.seen[-1][-1] == b"x" * size
+        assert (b"content-length", b"%d" % size) in client.seen[-1][4]
+    await client.send(request(0, 1, b"whole"))
+    assert client.seen[-1][-1] == b"whole"
+    client.leave()
+
+
+async def test_what_follows_on_the_body_of_a_head_that_was_recognised_is_the_next_request() -> None:
+    client = Client()
+    for _ in range(3):
+        await client.send(*cut(request(0, 0, b"hello"), [AT_THE_BODY]))
+    head, body = cut(request(0, 0, b"fourth"), [AT_THE_BODY])
+    await client.send(head, body + request(2, 0, b"fifth") + request(0, 0, b"sixth")[:-2])
+    await client.send(b"th")
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert [seen[-1] for seen in client.seen[3:]] == [b"fourth", b"fifth", b"sixth"]
+    assert client.seen[4][1] == "/direct/other"
+    client.leave()
+
+
+async def test_a_recognised_request_that_is_answered_before_its_body_has_come_leaves_the_next_one_whole() -> None:
+    client = Client()
+    bodies: list[bool] = []
+
+    async def hasty(exchange: Exchange) -> None:
+        bodies.append(exchange.whole)
+        exchange.start(401, [(b"content-length", b"0")])
+        exchange.end()
+
+    for _ in range(2):
+        await client.send(request(0, 0, b"hello"))
+    type(client.connection).direct = staticmethod(lambda _path: hasty)
+    head, body = cut(request(0, 0, b"refused"), [AT_THE_BODY])
+    client.connection.data_received(head)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert bodies == [False]
+    type(client.connection).direct = staticmethod(lambda _path: client.note)
+    await client.send(body[:3], body[3:], request(0, 0, b"taken"))
+    assert [seen[-1] for seen in client.seen] == [b"hello", b"hello", b"taken"]
+    client.leave()
+
+
+async def test_a_body_that_a_recognised_head_says_is_too_large_is_not_waited_for() -> None:
+    client = Client()
+    refusals: list[str] = []
+
+    async def careful(exchange: Exchange) -> None:
+        try:
+            await exchange.body(10, 5)
+        except BodyTooLarge as error:
+            refusals.append(error.code)
+        exchange.start(413, [(b"content-length", b"0")])
+        exchange.end()
+
+    for _ in range(2):
+        await client.send(request(0, 0, b"hello"))
+    type(client.connection).direct = staticmethod(lambda _path: careful)
+    client.connection.data_received(cut(request(0, 0, b"x" * 11), [AT_THE_BODY])[0])
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert refusals == [BodyTooLarge.code]
     client.leave()

@@ -69,6 +69,7 @@ class _Planner:
             self._supply(endpoint)
         for endpoint in sorted(self.situation.endpoints, key=self._urgency):
             self._succeed(endpoint)
+        self._look_at_sleep_orders()
         return self.board.plan()
 
     def _urgency(self, endpoint: WantedEndpoint) -> tuple[float, bool, float, str]:
@@ -97,19 +98,28 @@ class _Planner:
             self._leave(worker, Residency.GONE, "it was to sleep and does not run any more")
         elif worker.state is WorkerState.READY and not worker.can_sleep:
             self._leave(worker, Residency.GONE, "it was to sleep and can not")
-        elif worker.state is WorkerState.READY and self._sleeps_late(worker):
+        elif worker.state is WorkerState.READY and self.now > self._late_at(worker):
             late = self.now - worker.asked_at
             self._leave(worker, Residency.GONE, f"it was to sleep {late:.0f} s ago and is not doing so")
         elif worker.state is not WorkerState.ASLEEP:
             self.board.leaving[worker.spec.id] = worker.asked
 
-    def _sleeps_late(self, worker: KnownWorker) -> bool:
-        """Whether it was asked to sleep long ago and could have begun: nobody does beside a load."""
+    def _late_at(self, worker: KnownWorker) -> float:
+        """Until when one that was asked to sleep may take to begin: nobody can beside a load."""
         beside = [other for other in self.situation.workers if set(other.spec.gpus) & set(worker.spec.gpus)]
+        latest = worker.asked_at + SLEEP_ORDER_LIMIT_SECONDS
         if any(other.state in LOADS for other in beside):
-            return self.now - worker.asked_at > SLEEP_ORDER_LIMIT_SECONDS
+            return latest
         since = max(worker.asked_at, *(other.since for other in beside))
-        return self.now - min(since, worker.asked_at + SLEEP_ORDER_LIMIT_SECONDS) > SLEEP_ORDER_SECONDS
+        return min(since, latest) + SLEEP_ORDER_SECONDS
+
+    def _look_at_sleep_orders(self) -> None:
+        """Look again when one that is to fall asleep has not: it may be all that others wait for."""
+        for worker in self.situation.workers:
+            ordered = self.board.leaving.get(worker.spec.id, Residency.GONE) is not Residency.GONE
+            if ordered and worker.state is WorkerState.READY:
+                is_new = worker.asked is Residency.HOT
+                self.board.wake_at.append(self.now + SLEEP_ORDER_SECONDS if is_new else self._late_at(worker))
 
     # rule 2
 

@@ -42,6 +42,8 @@ CYCLE = b"".join(EVENTS)
 CYCLE_TWICE = CYCLE * 2
 """Any piece of the event part of a stream that is shorter than a cycle is found in it at its position."""
 FINISH = _line(_event({}, "stop"))
+MOST_TOKENS = 16_384
+"""That a request says it may take."""
 USAGE = {"prompt_tokens": 64, "completion_tokens": 64, "total_tokens": 128}
 USAGE_EVENT = _line(_event({}) | {"choices": [], "usage": USAGE})
 DONE = b"data: [DONE]\n\n"
@@ -116,7 +118,8 @@ def request(
     text = f"bench: {events} events at {rate}/s. You are a helpful assistant. Question {salt}: "
     text = (text + FILLER * (prompt_bytes // len(FILLER) + 1))[: max(prompt_bytes, len(text))]
     fields: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
-    fields["max_tokens"] = max(events, 64)
+    # the engine goes by the prompt; a hundred endless streams would ask for more than any limit has
+    fields["max_tokens"] = min(max(events, 64), MOST_TOKENS)
     if tools:
         fields["tools"] = [_tool(number) for number in range(tools)]
     if events:
